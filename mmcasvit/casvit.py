@@ -1,0 +1,388 @@
+"""CAS-ViT, a backbone whose token mixer gates instead of comparing tokens in pairs (arXiv 2408.03703).
+
+The file reads from the bottom layers to the model: gates, mixer, block, backbone. Names of parameters are
+those of the published weights, so that a published file loads without renaming.
+"""
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.utils import is_list_of
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from .registry import MODELS
+from .weights import load_pretrained
+
+MLP_RATIO = 4
+
+
+def _norm(norm_cfg: dict, channels: int) -> nn.Module:
+    return build_norm_layer(norm_cfg, channels)[1]
+
+
+def _depthwise(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+
+class SpatialGate(nn.Module):
+    """Weighs every position by one number, the same for all channels.
+
+    Source: the spatial operation of CATM (arXiv 2408.03703, section 3.2).
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, channels: int, norm_cfg: dict):
+        super().__init__()
+        self.block = nn.Sequential(
+            _depthwise(channels),
+            _norm(norm_cfg, channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, 1, 1, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.block(x)
+
+
+class ChannelGate(nn.Module):
+    """Weighs every channel by one number, the same for all positions.
+
+    Source: the channel operation of CATM (arXiv 2408.03703, section 3.2).
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.block(x)
+
+
+class AdditiveTokenMixer(nn.Module):
+    """Convolutional additive token mixer (CATM): adds gated queries and keys where attention multiplies them.
+
+    Linear in the number of positions, since no two positions are ever compared.
+
+    Source: arXiv 2408.03703, section 3.2.
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, channels: int, norm_cfg: dict):
+        super().__init__()
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.oper_q = nn.Sequential(SpatialGate(channels, norm_cfg), ChannelGate(channels))
+        self.oper_k = nn.Sequential(SpatialGate(channels, norm_cfg), ChannelGate(channels))
+        self.dwc = _depthwise(channels)
+        self.proj = _depthwise(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=1)  # (N, 3C, H, W) to three of (N, C, H, W)
+        return self.proj(self.dwc(self.oper_q(q) + self.oper_k(k)) * v)
+
+
+class LocalPerception(nn.Module):
+    """The integration subnet: mixes a 3x3 neighbourhood before the token mixer.
+
+    Source: the published weights. The paper's text describes three depthwise convolutions, the weights hold a
+    1x1, a 3x3 depthwise and a 1x1.
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, channels: int, norm_cfg: dict, act_cfg: dict):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(channels, channels, 1),
+            _norm(norm_cfg, channels),
+            _depthwise(channels),
+            build_activation_layer(act_cfg),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class Mlp(nn.Module):
+    """Two 1x1 convolutions, four times wider in between.
+
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, channels: int, act_cfg: dict):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, MLP_RATIO * channels, 1)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Conv2d(MLP_RATIO * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class CASViTBlock(nn.Module):
+    """Integration subnet, token mixer and MLP, each around a residual connection.
+
+    Drop path acts on the mixer and on the MLP; the integration subnet has none, as in the published model.
+
+    Source: arXiv 2408.03703, figure 3.
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, channels: int, drop_path: float, norm_cfg: dict, act_cfg: dict):
+        super().__init__()
+        self.local_perception = LocalPerception(channels, norm_cfg, act_cfg)
+        self.norm1 = _norm(norm_cfg, channels)
+        self.attn = AdditiveTokenMixer(channels, norm_cfg)
+        self.norm2 = _norm(norm_cfg, channels)
+        self.mlp = Mlp(channels, act_cfg)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.local_perception(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2 and a norm between two stages.
+
+    Shape: ``(N, C_in, H, W)`` to ``(N, C_out, ceil(H / 2), ceil(W / 2))``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.norm = _norm(norm_cfg, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+@contextmanager
+def _running_stats_kept(module: nn.Module):
+    """Batch statistics are used but not recorded: the recomputation of a block must not record them again."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    records_stats = any(isinstance(m, _BatchNorm) and m.training for m in block.modules())
+    if not records_stats:
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(
+        block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_stats_kept(block)))
+
+
+@MODELS.register_module()
+class CASViT(BaseModule):
+    """CAS-ViT as a multi-scale backbone.
+
+    Args:
+        arch: one of ``CASViT.arch_settings`` (``'xs'``, ``'s'``, ``'m'``, ``'t'``, ``'l'``), or a dict with the
+            same two fields: ``depths``, the number of blocks of the four stages, and ``channels``, their widths.
+        in_channels: channels of the input image.
+        out_indices: the stages whose outputs are returned, counted from 0; negative ones count from the end.
+        drop_path_rate: the drop path rate of the last block. It rises linearly over all blocks from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, ``k`` the stem and the first ``k`` stages with the
+            downsampling in front of each. Frozen parts get no gradient and stay in eval mode. The output norms
+            are never frozen: no published weights hold them, they are learned with the neck.
+        norm_eval: keep every BatchNorm of the backbone (SyncBN included) in eval mode under ``.train()``.
+        norm_cfg: the norm layers, as mmcv builds them.
+        act_cfg: the activation of the integration subnet and of the MLP. The stem and the gates use ReLU.
+        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        init_cfg: as in mmengine. With ``type='Pretrained'`` the file may be a published one or a checkpoint of
+            a detector or segmentor; see :func:`mmcasvit.load_pretrained` for what is accepted and refused.
+
+    Attributes:
+        arch_settings: on the class, ``depths`` and ``channels`` of each arch.
+        strides: on the class, the strides of the four stages relative to the input, in pixels.
+        out_channels: on the instance, the channels of each returned map: a neck's ``in_channels``.
+        out_strides: on the instance, the stride of each returned map.
+
+    Raises:
+        ValueError: an unknown arch, a malformed arch dict, an index or a number out of range.
+        TypeError: an unknown argument. Both messages list what is valid.
+
+    Shape:
+        Input ``(N, in_channels, H, W)``, H and W at least 32. Output: a tuple with one
+        ``(N, C_i, H / 2^(i+2), W / 2^(i+2))`` per index ``i`` of ``out_indices``, sizes rounded up, each behind
+        its own norm.
+
+    Example:
+        >>> import torch
+        >>> from mmcasvit import CASViT
+        >>> backbone = CASViT('xs').eval()
+        >>> for output in backbone(torch.rand(1, 3, 64, 96)):
+        ...     print(tuple(output.shape))
+        (1, 48, 16, 24)
+        (1, 56, 8, 12)
+        (1, 112, 4, 6)
+        (1, 220, 2, 3)
+    """
+
+    arch_settings = {
+        'xs': dict(depths=(2, 2, 4, 2), channels=(48, 56, 112, 220)),
+        's': dict(depths=(3, 3, 6, 3), channels=(48, 64, 128, 256)),
+        'm': dict(depths=(3, 3, 6, 3), channels=(64, 96, 192, 384)),
+        't': dict(depths=(3, 3, 6, 3), channels=(96, 128, 256, 512)),
+        'l': dict(depths=(4, 4, 8, 4), channels=(96, 128, 256, 512)),
+    }
+    strides = (4, 8, 16, 32)
+
+    def __init__(self,
+                 arch: str | dict = 'xs',
+                 in_channels: int = 3,
+                 out_indices: int | Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.,
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 norm_cfg: dict | None = None,
+                 act_cfg: dict | None = None,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None,
+                 **unknown):
+        if unknown:
+            raise TypeError(f'CASViT has no argument {", ".join(map(repr, unknown))}. It takes: '
+                            f'{", ".join(self._argument_names())}.')
+        super().__init__(init_cfg)
+        depths, channels = self._parse_arch(arch)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be at least 0 and less than 1, got {drop_path_rate}.')
+        if frozen_stages not in range(-1, 5):
+            raise ValueError(f'frozen_stages must be -1 (nothing), 0 (the stem) or 1 to 4 (the stem and that many '
+                             f'stages), got {frozen_stages!r}.')
+        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+        act_cfg = dict(type='GELU') if act_cfg is None else act_cfg
+        self.arch = arch
+        self.out_indices = self._parse_out_indices(out_indices)
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        self.out_strides = tuple(self.strides[i] for i in self.out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+        stem_channels = channels[0] // 2
+        self.patch_embed = nn.Sequential(
+            nn.Conv2d(in_channels, stem_channels, 3, stride=2, padding=1),
+            _norm(norm_cfg, stem_channels),
+            nn.ReLU(),
+            nn.Conv2d(stem_channels, channels[0], 3, stride=2, padding=1),
+            _norm(norm_cfg, channels[0]),
+            nn.ReLU(),
+        )
+        rates = [drop_path_rate * block / (sum(depths) - 1) for block in range(sum(depths))]
+        # Stages stand at the even places and downsampling between them, as the published names count. Stages
+        # behind the last output are not built: their parameters would never get a gradient.
+        self.network = nn.ModuleList()
+        for stage in range(self.out_indices[-1] + 1):
+            depth, width = depths[stage], channels[stage]
+            if stage:
+                self.network.append(Downsample(channels[stage - 1], width, norm_cfg))
+            first = sum(depths[:stage])
+            self.network.append(nn.Sequential(
+                *[CASViTBlock(width, rate, norm_cfg, act_cfg) for rate in rates[first:first + depth]]))
+        for i in self.out_indices:
+            self.add_module(f'norm{2 * i}', _norm(norm_cfg, channels[i]))
+        self.train()
+
+    @classmethod
+    def _argument_names(cls) -> tuple[str, ...]:
+        code = CASViT.__init__.__code__
+        return code.co_varnames[1:code.co_argcount]
+
+    @classmethod
+    def _parse_arch(cls, arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                raise ValueError(f'unknown arch {arch!r}. Valid: {", ".join(cls.arch_settings)}, or a dict with '
+                                 'depths and channels.')
+            arch = cls.arch_settings[arch]
+        if set(arch) != {'depths', 'channels'}:
+            raise ValueError(f'an arch dict has exactly the fields depths and channels, got {sorted(arch)}.')
+        for field, values in arch.items():
+            if len(values) != 4 or not is_list_of(list(values), int) or min(values) < 1:
+                raise ValueError(f'{field} of an arch must be four positive integers, got {values!r}.')
+        if arch['channels'][0] % 2:
+            raise ValueError('the first of channels must be even, since the stem starts with half of it, got '
+                             f'{arch["channels"][0]}.')
+        return tuple(arch['depths']), tuple(arch['channels'])
+
+    @staticmethod
+    def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+        wrong = [i for i in indices if i not in range(-4, 4)]
+        resolved = tuple(i % 4 for i in indices if i not in wrong)
+        if wrong or not indices or sorted(set(resolved)) != list(resolved):
+            raise ValueError('out_indices must be one or more of 0, 1, 2, 3 (or -4 to -1, counted from the end), '
+                             f'each once and in rising order, got {out_indices!r}.')
+        return resolved
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.patch_embed, *self.network[:max(0, 2 * self.frozen_stages - 1)]]
+
+    def _freeze_stages(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'CASViT':
+        """Switches modes as in PyTorch; frozen stages, and norms under ``norm_eval``, stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Initialises as mmengine does, except that a pretrained file is loaded and checked tensor by tensor.
+
+        Raises:
+            mmcasvit.WeightsError: the file does not fit this backbone.
+        """
+        cfgs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg or {}]
+        pretrained = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        if self.is_init or not pretrained:
+            super().init_weights()
+            return
+        given = self.init_cfg
+        try:
+            self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+            super().init_weights()
+        finally:
+            self.init_cfg = given
+        for cfg in pretrained:
+            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.patch_embed(x)
+        outputs = []
+        for place, layer in enumerate(self.network):
+            if self.with_cp and self.training and place % 2 == 0:
+                for block in layer:
+                    x = _checkpointed(block, x)
+            else:
+                x = layer(x)
+            if place % 2 == 0 and place // 2 in self.out_indices:
+                outputs.append(getattr(self, f'norm{place}')(x))
+        return tuple(outputs)

@@ -1,0 +1,143 @@
+import argparse
+import os
+import pathlib
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from reference import published_checkpoint, published_weights
+from torch.testing import assert_close
+
+from mmcasvit import CASViT, WeightsError, load_pretrained
+from mmcasvit.weights import find_weights, read_checkpoint
+
+
+def save(tmp_path, content, name='weights.pth'):
+    torch.save(content, tmp_path / name)
+    return str(tmp_path / name)
+
+
+def pretrained(path, arch='xs', **kwargs):
+    model = CASViT(arch, init_cfg=dict(type='Pretrained', checkpoint=path, **kwargs))
+    model.init_weights()
+    return model
+
+
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmcasvit.weights.print_log', lambda text, **kwargs: lines.append(text))
+    return lines
+
+
+def test_a_published_file_loads_whole_and_says_so(tmp_path, log):
+    model = pretrained(save(tmp_path, published_checkpoint('xs')))
+    weights = published_weights('xs')
+    for key, value in model.state_dict().items():
+        if not key.startswith('norm'):
+            assert_close(value, weights[key])
+    assert '515 of 535 tensors loaded' in log[0]
+    assert "under 'model'" in log[0]
+    assert 'not in the file, kept as initialised: norm0.weight' in log[0]
+    assert 'classification head: norm.weight' in log[0]
+    assert 'dist_head.bias' in log[0]
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda w: dict(model_ema=w),
+    lambda w: dict(state_dict=w),
+    lambda w: w,
+    lambda w: {f'module.{k}': v for k, v in w.items()},
+    lambda w: dict(state_dict={f'backbone.{k}': v for k, v in w.items()} | {'neck.weight': torch.ones(1)}),
+], ids=['model_ema', 'state_dict', 'bare', 'module', 'detector'])
+def test_other_wrappings_load(tmp_path, log, wrap):
+    weights = published_weights('xs')
+    model = pretrained(save(tmp_path, wrap(weights)))
+    assert '515 of 535' in log[0]
+    assert_close(model.network[6][1].mlp.fc2.weight.data, weights['network.6.1.mlp.fc2.weight'])
+
+
+def test_an_explicit_prefix_is_used(tmp_path, log):
+    weights = {f'student.net.{k}': v for k, v in published_weights('xs').items()}
+    pretrained(save(tmp_path, weights), prefix='student.net')
+    assert '515 of 535' in log[0]
+
+
+def test_a_pretrained_entry_in_a_list_goes_last(tmp_path):
+    path = save(tmp_path, published_checkpoint('xs'))
+    model = CASViT('xs', init_cfg=[dict(type='Pretrained', checkpoint=path),
+                                   dict(type='Constant', layer='BatchNorm2d', val=3., bias=0.)])
+    given = [dict(cfg) for cfg in model.init_cfg]
+    model.init_weights()
+    assert model.init_cfg == given
+    assert_close(model.network[1].norm.weight.data, published_weights('xs')['network.1.norm.weight'])
+    assert_close(model.norm0.weight.data, torch.full((48, ), 3.))
+
+
+@pytest.mark.parametrize('content, words', [
+    (lambda: published_checkpoint('m'), "expected: arch 'xs', found: arch 'm'"),
+    (lambda: {'model': {'layer1.weight': torch.ones(1)}}, 'layer1.weight'),
+    (lambda: {'model': {k: v for k, v in published_weights('xs').items() if '.attn.' not in k}}, 'attn.qkv.weight'),
+    (lambda: {'epoch': 3}, 'no weights'),
+    (lambda: [torch.ones(1)], 'a list'),
+], ids=['another arch', 'another model', 'a part missing', 'no weights', 'no dict'])
+def test_a_file_that_does_not_fit_is_refused(tmp_path, content, words):
+    path = save(tmp_path, content())
+    model = CASViT('xs', init_cfg=dict(type='Pretrained', checkpoint=path))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=words):
+        model.init_weights()
+    assert_close(model.state_dict(), before)
+
+
+def test_s_and_m_are_told_apart_by_shape(tmp_path):
+    with pytest.raises(WeightsError, match=r"(?s)arch 's', found: arch 'm'.*patch_embed.0.weight: file \(32, 3, 3, 3\)"):
+        load_pretrained(CASViT('s'), save(tmp_path, published_checkpoint('m')))
+
+
+class Attack:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace, )
+
+
+@pytest.mark.parametrize('place', [
+    lambda a: dict(model=published_weights('xs'), extra=a),
+    lambda a: dict(model=published_weights('xs'), args=argparse.Namespace(path=a)),
+], ids=['top', 'namespace'])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, place):
+    trace = tmp_path / 'was_here'
+    path = save(tmp_path, place(Attack(str(trace))))
+    with pytest.raises(WeightsError, match='could run code'):
+        load_pretrained(CASViT('xs'), path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists(), 'the attack must work where pickles are trusted, or this test shows nothing'
+
+
+def test_unknown_objects_are_refused_with_a_hint(tmp_path):
+    path = save(tmp_path, dict(model=published_weights('xs'), args=argparse.Namespace(out=pathlib.Path('x'))))
+    with pytest.raises(WeightsError, match='pathlib.*If you trust'):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('content', [b'', b'no checkpoint', b'PK\x03\x04broken'], ids=['empty', 'text', 'cut zip'])
+def test_damaged_files_are_named(tmp_path, content):
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(WeightsError, match=r'x\.pth is no checkpoint, or a damaged one'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r'not found: .*nowhere\.pth'):
+        read_checkpoint(tmp_path / 'nowhere.pth')
+
+
+def test_mmengine_checkpoints_are_read(tmp_path):
+    buffer = HistoryBuffer([1., 2.], [1, 1])
+    path = save(tmp_path, dict(state_dict={'a': torch.ones(2)}, message_hub=dict(log_scalars={'loss': buffer})))
+    content = read_checkpoint(path)
+    assert content['message_hub']['log_scalars']['loss'].mean() == 1.5
+    assert find_weights(content) == ('state_dict', {'a': content['state_dict']['a']})
