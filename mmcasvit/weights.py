@@ -4,12 +4,15 @@ import logging
 import pickle
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 # Where checkpoints keep their weights: mmengine, then the authors' training code, then its moving average.
@@ -34,15 +37,14 @@ def _history_buffer_method(owner: type, name: str):
 
 def _plain_globals() -> list:
     """What a checkpoint may hold beside tensors and builtin containers: values that run no code of their own."""
-    core = np._core if hasattr(np, '_core') else np.core
+    # NumPy 1 and 2 keep these two functions in differently named modules, and a file may come from either.
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     number_types = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'uint32', 'float32', 'float64')]
     return [
         argparse.Namespace, HistoryBuffer, (_history_buffer_method, 'builtins.getattr'), slice, np.ndarray, np.dtype,
         *number_types,
-        (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (core.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-        (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-        (core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
+        *[(function, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
+          for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))],
     ]
 
 
@@ -207,3 +209,83 @@ def _find_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     if not any(key in expected for key in weights) and any(key.startswith('backbone.') for key in weights):
         return 'backbone.'
     return ''
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers for distribution and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+@dataclass
+class Mismatches:
+    """How the weights of a file differ from those a model expects.
+
+    Attributes:
+        missing: keys the model has and the file has not; batch counters of norms are not counted.
+        reshaped: key, shape in the file, shape in the model.
+        leftover: keys of the file that the model has no use for.
+        matched: how many keys fit.
+    """
+    missing: list[str]
+    reshaped: list[tuple[str, tuple, tuple]]
+    leftover: list[str]
+    matched: int
+    architectures: tuple[str, str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.reshaped or self.leftover)
+
+    def __str__(self) -> str:
+        expected, found = self.architectures
+        lines = [f'{self.matched} tensors fit.']
+        if expected != found:
+            lines.append(f'backbone expected: {expected}, found: {found}')
+        if self.reshaped:
+            shapes = shorten(f'{key}: file {a}, model {b}' for key, a, b in self.reshaped)
+            lines.append(f'{len(self.reshaped)} tensors of another shape: {shapes}')
+            if any(re.search('cls|conv_seg|logits', key) for key, *_ in self.reshaped):
+                lines.append('The shapes of classifying layers differ: the file was trained on another number of '
+                             'classes, or num_classes of the config is not that of the data.')
+        if self.missing:
+            lines.append(f'{len(self.missing)} tensors missing in the file: {shorten(self.missing)}')
+        if self.leftover:
+            lines.append(f'{len(self.leftover)} tensors of the file not used: {shorten(self.leftover)}')
+        return '\n'.join('  ' + line for line in lines)
+
+    def refuse(self, only_under: str = '') -> None:
+        """Raises :class:`WeightsError` if anything the model needs under a prefix is missing or differs in shape."""
+        if any(key.startswith(only_under) for key in [*self.missing, *(key for key, *_ in self.reshaped)]):
+            raise WeightsError(f'the checkpoint does not fit the model of the config; nothing was loaded.\n{self}\n'
+                               '  Give the config the checkpoint was trained with, or a checkpoint of this config. '
+                               'A file with a backbone alone belongs into model.backbone.init_cfg.')
+
+
+def mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> Mismatches:
+    """Compares the weights of a file with what a model expects, by key and by shape."""
+    expected = model.state_dict()
+    shared = [key for key in expected if key in weights]
+    reshaped = [(key, tuple(weights[key].shape), tuple(expected[key].shape)) for key in shared
+                if weights[key].shape != expected[key].shape]
+    return Mismatches(
+        missing=[key for key in expected if key not in weights and not key.endswith(_BATCH_COUNTER)],
+        reshaped=reshaped,
+        leftover=[key for key in weights if key not in expected],
+        matched=len(shared) - len(reshaped),
+        architectures=tuple(
+            describe_arch({key.removeprefix('backbone.'): value for key, value in state.items()
+                           if key.startswith('backbone.')}) for state in (expected, weights)))
+
+
+def use_safe_checkpoint_reader() -> None:
+    """Has mmengine read local checkpoints with :func:`read_checkpoint`, in this process.
+
+    OpenMMLab's mmengine cannot read the checkpoints of its own runner under PyTorch 2.6 and newer, and onedl's
+    falls back to running a pickle when the safe way is refused.
+    """
+    def load(filename: str, map_location=None):
+        return read_checkpoint(filename, map_location)
+
+    for prefix in ('', 'http://', 'https://'):
+        CheckpointLoader.register_scheme(prefix, load, force=True)

@@ -137,8 +137,10 @@ def test_frozen_stages(frozen_stages):
 def test_norm_eval_keeps_statistics(norm_type):
     model = tiny(norm_eval=True, norm_cfg=dict(type=norm_type)).train()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    assert norms and not any(norm.training for norm in norms)
-    assert model.training and model.network[0].training
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert model.training
+    assert model.network[0].training
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

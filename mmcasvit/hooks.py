@@ -1,0 +1,37 @@
+"""Hooks that run inside any tool that builds mmengine's runner."""
+import logging
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, Runner
+
+from .registry import HOOKS
+from .weights import find_weights, mismatches, unwrap
+
+
+@HOOKS.register_module()
+class CheckWeightsHook(Hook):
+    """Compares a checkpoint with the model before mmengine loads it, and refuses what would be lost in silence.
+
+    When testing or resuming every tensor of the model must be in the file. When training starts from
+    ``load_from`` the backbone must fit; heads of another shape (another number of classes) are reported and
+    start from scratch.
+
+    Weights under ``model`` or ``model_ema``, where the authors' code keeps them, are found as well.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Raises :class:`mmcasvit.WeightsError` where model and file do not fit."""
+        container, weights = find_weights(checkpoint)
+        if container != 'state_dict':
+            others = list(checkpoint)
+            checkpoint['state_dict'] = weights
+            for key in others:
+                if key in weights:
+                    del checkpoint[key]
+        fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+        report = mismatches(unwrap(runner.model), weights)
+        report.refuse(only_under='backbone.' if fine_tuning else '')
+        if report:
+            print_log(f'The checkpoint does not fit the whole model; the rest starts from scratch.\n{report}',
+                      logger='current', level=logging.WARNING)

@@ -1,0 +1,249 @@
+"""Made-up scenes of textured shapes with exact labels, in COCO's and in ADE20K's layout.
+
+The scenes let every recipe train, evaluate and draw on a machine that has neither data set.
+"""
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import shapely
+from mmengine.utils import ProgressBar
+from pycocotools import mask as coco_mask
+
+THINGS = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+STUFF = ('sky', 'ground')
+# Index masks count these from 1; 0 is unlabelled, as in ADE20K.
+SEMANTIC_CLASSES = STUFF + THINGS
+SPLITS = dict(train=('train2017', 'training'), val=('val2017', 'validation'))
+# What is hidden beyond this is no longer an object to be found: it stays in the picture and gets no label.
+MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE = 25, .2
+
+
+@dataclass
+class Instance:
+    """One object as it can be seen: ``mask`` is a boolean ``(H, W)`` array without the occluded pixels."""
+    category: str
+    mask: np.ndarray
+    iscrowd: bool = False
+
+
+@dataclass
+class Scene:
+    """A picture ``(H, W, 3)`` in uint8 BGR, its instances, and its ``(H, W)`` uint8 index mask."""
+    image: np.ndarray
+    instances: list[Instance]
+    semantic: np.ndarray
+
+
+def _outline(category: str, size: float, angle: float) -> list[np.ndarray]:
+    """Closed outlines around the origin, filled by the even-odd rule; ``size`` is the diameter in pixels."""
+    radius = size / 2
+
+    def regular(corners: int, radii: tuple[float, ...], turn: float = 0.) -> np.ndarray:
+        turns = angle + turn + 2 * np.pi * np.arange(corners) / corners
+        reach = radius * np.resize(radii, corners)
+        return np.stack([reach * np.cos(turns), reach * np.sin(turns)], axis=1)
+
+    if category == 'disc':
+        return [regular(40, (1., ))]
+    if category == 'ring':
+        return [regular(40, (1., )), regular(40, (.55, ))]
+    if category == 'square':
+        return [regular(4, (1., ))]
+    if category == 'triangle':
+        return [regular(3, (1., ))]
+    if category == 'star':
+        return [regular(10, (1., .45))]
+    arm = .33
+    corners = np.array([(1, arm), (arm, arm), (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm),
+                        (-arm, -1), (arm, -1), (arm, -arm), (1, -arm)]) * radius
+    cos, sin = np.cos(angle), np.sin(angle)
+    return [corners @ np.array([[cos, sin], [-sin, cos]])]
+
+
+def _raster(category: str, size: float, angle: float, centre: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
+    canvas = np.zeros(shape, np.uint8)
+    points = [np.round((line + np.array(centre)) * 16).astype(np.int32) for line in _outline(category, size, angle)]
+    cv2.fillPoly(canvas, points, 1, shift=4)
+    return canvas.astype(bool)
+
+
+def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
+    """A pattern of two random colours, ``(H, W, 3)`` in float32."""
+    y, x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+    period = rng.uniform(5, 12)
+    phase = rng.uniform(0, period, 2)
+    u, v = (x + phase[0]) / period, (y + phase[1]) / period
+    patterns = dict(
+        disc=lambda: (u % 1 - .5)**2 + (v % 1 - .5)**2 < .1,
+        square=lambda: (np.floor(u) + np.floor(v)) % 2 > 0,
+        triangle=lambda: v % 1 < .5,
+        star=lambda: rng.random(shape) < .5,
+        cross=lambda: (u + v) % 1 < .5,
+        ring=lambda: u % 1 < .5,
+        sky=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 6) > .5,
+        ground=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 1.5) > .5,
+    )
+    first, second = rng.uniform(30, 225, 3), rng.uniform(30, 225, 3)
+    if kind in STUFF:  # calm surfaces, so that objects stand out from them as they mostly do
+        second = first + rng.uniform(-25, 25, 3)
+    return np.where(patterns[kind]()[..., None], first, second).astype(np.float32)
+
+
+def draw_scene(rng: np.random.Generator, height: int = 192, width: int = 256) -> Scene:
+    """Draws one scene: sky above ground, and up to eight objects in front, which hide one another.
+
+    One scene in ten has no object. Now and then a swarm of tiny discs stands in for what COCO labels as a crowd.
+
+    Args:
+        rng: decides everything.
+        height, width: in pixels.
+    """
+    shape = (height, width)
+    horizon = height * rng.uniform(.25, .75) + width * rng.uniform(-.2, .2) * np.linspace(-.5, .5, width)
+    is_ground = np.arange(height)[:, None] > horizon
+    image = np.where(is_ground[..., None], _texture(rng, 'ground', shape), _texture(rng, 'sky', shape))
+    semantic = np.where(is_ground, 1 + STUFF.index('ground'), 1 + STUFF.index('sky')).astype(np.uint8)
+
+    painted = []  # (category, whole mask, iscrowd), back to front
+    if rng.random() >= .1:
+        if rng.random() < .06:
+            painted.append(('disc', _swarm(rng, shape), True))
+        for _ in range(rng.integers(1, 9)):
+            category = THINGS[rng.integers(len(THINGS))]
+            size = np.exp(rng.uniform(np.log(.07), np.log(.55))) * height
+            centre = (rng.uniform(0, width), rng.uniform(0, height))
+            painted.append((category, _raster(category, size, rng.uniform(0, 2 * np.pi), centre, shape), False))
+    owner = np.full(shape, -1)
+    for number, (category, mask, _) in enumerate(painted):
+        image[mask] = _texture(rng, category, shape)[mask]
+        owner[mask] = number
+    instances = []
+    for number, (category, whole, iscrowd) in enumerate(painted):
+        visible = owner == number
+        if visible.sum() < max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole.sum()):
+            semantic[visible] = 0
+            continue
+        semantic[visible] = 1 + SEMANTIC_CLASSES.index(category)
+        instances.append(Instance(category, visible, iscrowd))
+    image = image * rng.uniform(.7, 1.1) + rng.normal(0, 6, image.shape)
+    return Scene(image.clip(0, 255).astype(np.uint8), instances, semantic)
+
+
+def _swarm(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    swarm = np.zeros(shape, bool)
+    middle = rng.uniform(.2, .8, 2) * shape[::-1]
+    for centre in rng.normal(middle, .08 * shape[0], (20, 2)):
+        swarm |= _raster('disc', .04 * shape[0], 0., tuple(centre), shape)
+    return swarm
+
+
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+    """Outlines a boolean ``(H, W)`` mask along its pixel edges, as COCO polygons ``[x, y, x, y, ...]``.
+
+    COCO polygons know no holes: a region with a hole is cut in two through the hole. The union of the polygons,
+    rasterised by pycocotools, is the mask itself.
+    """
+    padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
+    steps = np.diff(padded, axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    ends = np.nonzero(steps == -1)[1]
+    region = shapely.union_all(shapely.box(starts, rows, ends, rows + 1))
+    return [[float(value) for point in shapely.get_coordinates(part.exterior)[:-1] for value in point]
+            for part in _without_holes(region)]
+
+
+def _without_holes(region) -> Iterator[shapely.Polygon]:
+    for part in shapely.get_parts(shapely.simplify(region, 0)):
+        if not isinstance(part, shapely.Polygon) or part.is_empty:
+            continue
+        if not part.interiors:
+            yield part
+            continue
+        left, bottom, right, top = part.bounds
+        hole = part.interiors[0].bounds
+        cut = np.floor((hole[0] + hole[2]) / 2)
+        yield from _without_holes(part.intersection(shapely.box(left, bottom, cut, top)))
+        yield from _without_holes(part.intersection(shapely.box(cut, bottom, right, top)))
+
+
+def _annotation(instance: Instance) -> dict:
+    rows, columns = np.nonzero(instance.mask)
+    x, y = int(columns.min()), int(rows.min())
+    if instance.iscrowd:  # as in COCO, a crowd is a run-length code
+        encoded = coco_mask.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
+        segmentation = dict(size=encoded['size'], counts=encoded['counts'].decode())
+    else:
+        segmentation = mask_to_polygons(instance.mask)
+    return dict(
+        category_id=1 + THINGS.index(instance.category),
+        segmentation=segmentation,
+        bbox=[x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y],
+        area=int(instance.mask.sum()),
+        iscrowd=int(instance.iscrowd),
+    )
+
+
+def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 192, width: int = 256) -> dict:
+    """Writes the scenes to ``root/coco`` and ``root/ade`` and returns what was written, per split.
+
+    Scene ``i`` of a split depends on the seed, the split and ``i`` alone. The folder appears when it is complete.
+
+    Args:
+        root: the folder to make; it must not exist.
+        train, val: numbers of images.
+        seed: any integer of at least 0.
+        height, width: of the images, in pixels.
+
+    Raises:
+        FileExistsError: there is a folder already.
+    """
+    root = Path(root)
+    if root.exists():
+        raise FileExistsError(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=f'.{root.name}-'))
+    try:
+        summary = dict(train=train, val=val, seed=seed, height=height, width=width)
+        progress = ProgressBar(train + val)
+        for number, (split, count) in enumerate(dict(train=train, val=val).items()):
+            summary[f'{split}_instances'] = _write_split(unfinished, split, number, count, summary, progress)
+        print()
+        (unfinished / 'dataset.json').write_text(json.dumps(summary, indent=1) + '\n')
+        unfinished.chmod(0o755)
+        os.rename(unfinished, root)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return summary
+
+
+def _write_split(root: Path, split: str, number: int, count: int, summary: dict, progress: ProgressBar) -> int:
+    coco_split, ade_split = SPLITS[split]
+    coco_images, annotations = root / 'coco' / coco_split, root / 'coco' / 'annotations'
+    ade_images, ade_masks = root / 'ade' / 'images' / ade_split, root / 'ade' / 'annotations' / ade_split
+    for folder in (coco_images, annotations, ade_images, ade_masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    images, labels = [], []
+    for i in range(count):
+        rng = np.random.default_rng([summary['seed'], number, i])
+        scene = draw_scene(rng, summary['height'], summary['width'])
+        name = f'{i + 1:012d}'
+        cv2.imwrite(str(coco_images / f'{name}.jpg'), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        shutil.copyfile(coco_images / f'{name}.jpg', ade_images / f'{name}.jpg')
+        cv2.imwrite(str(ade_masks / f'{name}.png'), scene.semantic)
+        images.append(dict(id=i + 1, file_name=f'{name}.jpg', height=summary['height'], width=summary['width']))
+        labels += [dict(id=len(labels) + k + 1, image_id=i + 1, **_annotation(instance))
+                   for k, instance in enumerate(scene.instances)]
+        progress.update()
+    categories = [dict(id=k + 1, name=name, supercategory='shape') for k, name in enumerate(THINGS)]
+    (annotations / f'instances_{coco_split}.json').write_text(json.dumps(dict(
+        info=dict(description='mmcasvit shapes'), licenses=[], images=images, annotations=labels,
+        categories=categories)))
+    return len(labels)
