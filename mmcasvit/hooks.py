@@ -1,6 +1,7 @@
 """Hooks that run inside any tool that builds mmengine's runner."""
 import logging
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
@@ -35,3 +36,14 @@ class CheckWeightsHook(Hook):
         if report:
             print_log(f'The checkpoint does not fit the whole model; the rest starts from scratch.\n{report}',
                       logger='current', level=logging.WARNING)
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Keeps the model's convolutions, and so the maps between them, in PyTorch's channels_last memory format.
+
+    The numbers stay the same up to rounding; on many processors the step gets faster.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        runner.model.to(memory_format=torch.channels_last)

@@ -6,20 +6,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import shapely
-from mmengine.utils import ProgressBar
 from pycocotools import mask as coco_mask
+from rich.progress import Progress
 
 THINGS = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 STUFF = ('sky', 'ground')
 # Index masks count these from 1; 0 is unlabelled, as in ADE20K.
 SEMANTIC_CLASSES = STUFF + THINGS
+# One of the two colours of an object's texture stays near this, in BGR; the other is free.
+COLOURS = dict(disc=(60, 20, 220), square=(200, 110, 20), triangle=(40, 190, 235), star=(160, 40, 150),
+               cross=(70, 170, 50), ring=(200, 200, 60))
 SPLITS = dict(train=('train2017', 'training'), val=('val2017', 'validation'))
 # What is hidden beyond this is no longer an object to be found: it stays in the picture and gets no label.
 MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE = 25, .2
@@ -75,7 +78,7 @@ def _raster(category: str, size: float, angle: float, centre: tuple[float, float
 
 
 def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """A pattern of two random colours, ``(H, W, 3)`` in float32."""
+    """The pattern of a class in two colours, ``(H, W, 3)`` in float32."""
     y, x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
     period = rng.uniform(5, 12)
     phase = rng.uniform(0, period, 2)
@@ -93,11 +96,13 @@ def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.
     first, second = rng.uniform(30, 225, 3), rng.uniform(30, 225, 3)
     if kind in STUFF:  # calm surfaces, so that objects stand out from them as they mostly do
         second = first + rng.uniform(-25, 25, 3)
+    else:
+        first = np.array(COLOURS[kind]) + rng.uniform(-30, 30, 3)
     return np.where(patterns[kind]()[..., None], first, second).astype(np.float32)
 
 
-def draw_scene(rng: np.random.Generator, height: int = 192, width: int = 256) -> Scene:
-    """Draws one scene: sky above ground, and up to eight objects in front, which hide one another.
+def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) -> Scene:
+    """Draws one scene: sky above ground, and up to six objects in front, which hide one another.
 
     One scene in ten has no object. Now and then a swarm of tiny discs stands in for what COCO labels as a crowd.
 
@@ -115,14 +120,18 @@ def draw_scene(rng: np.random.Generator, height: int = 192, width: int = 256) ->
     if rng.random() >= .1:
         if rng.random() < .06:
             painted.append(('disc', _swarm(rng, shape), True))
-        for _ in range(rng.integers(1, 9)):
+        for _ in range(rng.integers(1, 7)):
             category = THINGS[rng.integers(len(THINGS))]
-            size = np.exp(rng.uniform(np.log(.07), np.log(.55))) * height
+            size = np.exp(rng.uniform(np.log(.1), np.log(.6))) * height
             centre = (rng.uniform(0, width), rng.uniform(0, height))
-            painted.append((category, _raster(category, size, rng.uniform(0, 2 * np.pi), centre, shape), False))
+            mask = _raster(category, size, rng.uniform(0, 2 * np.pi), centre, shape)
+            if mask.any():
+                painted.append((category, mask, False))
     owner = np.full(shape, -1)
     for number, (category, mask, _) in enumerate(painted):
-        image[mask] = _texture(rng, category, shape)[mask]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        image[box][mask[box]] = _texture(rng, category, mask[box].shape)[mask[box]]
         owner[mask] = number
     instances = []
     for number, (category, whole, iscrowd) in enumerate(painted):
@@ -132,7 +141,7 @@ def draw_scene(rng: np.random.Generator, height: int = 192, width: int = 256) ->
             continue
         semantic[visible] = 1 + SEMANTIC_CLASSES.index(category)
         instances.append(Instance(category, visible, iscrowd))
-    image = image * rng.uniform(.7, 1.1) + rng.normal(0, 6, image.shape)
+    image = image * rng.uniform(.7, 1.1) + rng.normal(0, 4, image.shape)
     return Scene(image.clip(0, 255).astype(np.uint8), instances, semantic)
 
 
@@ -190,7 +199,7 @@ def _annotation(instance: Instance) -> dict:
     )
 
 
-def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 192, width: int = 256) -> dict:
+def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 128, width: int = 192) -> dict:
     """Writes the scenes to ``root/coco`` and ``root/ade`` and returns what was written, per split.
 
     Scene ``i`` of a split depends on the seed, the split and ``i`` alone. The folder appears when it is complete.
@@ -211,10 +220,11 @@ def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 192
     unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=f'.{root.name}-'))
     try:
         summary = dict(train=train, val=val, seed=seed, height=height, width=width)
-        progress = ProgressBar(train + val)
-        for number, (split, count) in enumerate(dict(train=train, val=val).items()):
-            summary[f'{split}_instances'] = _write_split(unfinished, split, number, count, summary, progress)
-        print()
+        with Progress() as progress:
+            task = progress.add_task('drawing scenes', total=train + val)
+            for number, (split, count) in enumerate(dict(train=train, val=val).items()):
+                summary[f'{split}_instances'] = _write_split(unfinished, split, number, count, summary,
+                                                             lambda: progress.advance(task))
         (unfinished / 'dataset.json').write_text(json.dumps(summary, indent=1) + '\n')
         unfinished.chmod(0o755)
         os.rename(unfinished, root)
@@ -224,7 +234,8 @@ def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 192
     return summary
 
 
-def _write_split(root: Path, split: str, number: int, count: int, summary: dict, progress: ProgressBar) -> int:
+def _write_split(root: Path, split: str, number: int, count: int, summary: dict,
+                 advance: Callable[[], None]) -> int:
     coco_split, ade_split = SPLITS[split]
     coco_images, annotations = root / 'coco' / coco_split, root / 'coco' / 'annotations'
     ade_images, ade_masks = root / 'ade' / 'images' / ade_split, root / 'ade' / 'annotations' / ade_split
@@ -241,7 +252,7 @@ def _write_split(root: Path, split: str, number: int, count: int, summary: dict,
         images.append(dict(id=i + 1, file_name=f'{name}.jpg', height=summary['height'], width=summary['width']))
         labels += [dict(id=len(labels) + k + 1, image_id=i + 1, **_annotation(instance))
                    for k, instance in enumerate(scene.instances)]
-        progress.update()
+        advance()
     categories = [dict(id=k + 1, name=name, supercategory='shape') for k, name in enumerate(THINGS)]
     (annotations / f'instances_{coco_split}.json').write_text(json.dumps(dict(
         info=dict(description='mmcasvit shapes'), licenses=[], images=images, annotations=labels,

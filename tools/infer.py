@@ -1,0 +1,71 @@
+"""Predicts on an image or a folder of images: draws over them (OUT/vis) and writes what was found.
+
+Detectors write one JSON per image (OUT/preds), segmentors one index mask per image as PNG (OUT/pred).
+"""
+import argparse
+from pathlib import Path
+
+from mmcv.image.io import imread
+from mmengine.utils import scandir
+
+from mmcasvit.tooling import UsageError, exits_cleanly, load_config
+from mmcasvit.weights import find_weights, mismatches, read_checkpoint, use_safe_checkpoint_reader
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('input', type=Path, metavar='IMAGE_OR_FOLDER')
+    parser.add_argument('config', help='config file; it says which framework')
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='(default: %(default)s)')
+    parser.add_argument('--score-thr', type=float, default=.3, help='draw boxes from this score on (default: 0.3)')
+    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
+    parser.add_argument('--batch-size', type=int, default=1)
+    return parser.parse_args()
+
+
+def find_images(path):
+    if path.is_dir():
+        images = sorted(str(path / name) for name in scandir(path, SUFFIXES, case_sensitive=False))
+        if not images:
+            raise UsageError(f'no image in {path.absolute()}; looked for {", ".join(SUFFIXES)}')
+        return images
+    if not path.is_file():
+        raise UsageError(f'image or folder not found: {path.absolute()}')
+    return [str(path)]
+
+
+def check_images(images):
+    for image in images:
+        if imread(image) is None:
+            raise UsageError(f'{image} cannot be read as an image')
+
+
+@exits_cleanly
+def main():
+    args = parse_args()
+    images = find_images(args.input)
+    cfg = load_config(args.config)
+    _, weights = find_weights(read_checkpoint(args.checkpoint))
+    check_images(images)
+    use_safe_checkpoint_reader()
+    cfg.model.backbone.pop('init_cfg', None)
+    out = dict(out_dir=str(args.out_dir), batch_size=args.batch_size)
+    if cfg.default_scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+        inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
+        out |= dict(pred_score_thr=args.score_thr, no_save_pred=False)
+        predictions = args.out_dir / 'preds'
+    else:
+        from mmseg.apis import MMSegInferencer
+        inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
+        predictions = args.out_dir / 'pred'
+    mismatches(inferencer.model, weights).refuse()
+    inferencer(images, **out)
+    print(f'{len(images)} images: drawn in {args.out_dir / "vis"}, predictions in {predictions}')
+
+
+if __name__ == '__main__':
+    main()

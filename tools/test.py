@@ -1,0 +1,85 @@
+"""Evaluates a checkpoint with its config, of mmdet or of mmseg."""
+import argparse
+import os
+
+from mmengine.config import ConfigDict
+
+from mmcasvit.tooling import (
+    UsageError,
+    add_common_arguments,
+    build_runner,
+    check_checkpoint,
+    check_data,
+    exits_cleanly,
+    load_config,
+    prepare,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file; it says which framework')
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('--out', metavar='FILE.pkl|DIR',
+                        help='keep the predictions: a pickle file for detectors, a folder of index masks for segmentors')
+    parser.add_argument('--show', action='store_true', help='show every prediction in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into a folder')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between windows')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation, as the config has it')
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def use_tta(cfg):
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UsageError('--tta: the config has no tta_model and tta_pipeline.')
+    metrics = cfg.test_evaluator.get('metric', []) if isinstance(cfg.test_evaluator, dict) else []
+    if cfg.default_scope == 'mmdet' and 'segm' in metrics:
+        raise UsageError('--tta: mmdet merges augmented boxes but no masks. Evaluate the boxes alone: '
+                         '--cfg-options test_evaluator.metric=bbox')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def draw_predictions(cfg, args):
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UsageError('--show and --show-dir: the config has no visualization among its default_hooks.')
+    hook.draw, hook.show, hook.wait_time, hook.interval = True, args.show, args.wait_time, 1
+    if args.show_dir:
+        folder = os.path.abspath(args.show_dir)
+        if cfg.default_scope == 'mmdet':
+            hook.test_out_dir = folder
+        else:
+            cfg.visualizer.save_dir = folder
+
+
+@exits_cleanly
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    if args.out and cfg.default_scope == 'mmdet' and not args.out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out of a detector must be a .pkl file, got {args.out}')
+    check_data(cfg, 'test')
+    check_checkpoint(args.checkpoint)
+    prepare(cfg, args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    else:
+        cfg.default_hooks.get('visualization', {}).pop('draw', None)
+    if args.tta:
+        use_tta(cfg)
+    if args.out and cfg.default_scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    # The file is read in full above: initial weights of the backbone would only be overwritten.
+    cfg.model.get('module', cfg.model).get('backbone', {}).pop('init_cfg', None)
+    runner = build_runner(cfg)
+    if args.out and cfg.default_scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,66 @@
+"""Trains the model of a config, of mmdet or of mmseg."""
+import argparse
+
+from mmcasvit.tooling import (
+    UsageError,
+    add_common_arguments,
+    add_tensorboard,
+    build_runner,
+    check_checkpoint,
+    check_data,
+    exits_cleanly,
+    has_accelerator,
+    load_config,
+    prepare,
+    warn_about_random_backbone,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file; it says which framework')
+    parser.add_argument('--pretrained', metavar='FILE', help='ImageNet weights for the backbone, file or address')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='auto|FILE',
+                        help='go on from FILE, or from the latest checkpoint of the work dir')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate to the batch size that is really used')
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+@exits_cleanly
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    check_data(cfg, 'train', 'val')
+    prepare(cfg, args)
+    if args.pretrained is not None:
+        check_checkpoint(args.pretrained)
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.pretrained)
+    if args.amp:
+        if not has_accelerator():
+            raise UsageError('--amp: mmengine trains in mixed precision on a GPU only, and none is visible here. Leave '
+                             'out --amp.')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError('--auto-scale-lr: the config does not say for which batch size its learning rate is '
+                             'meant. Add auto_scale_lr = dict(base_batch_size=N).')
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto':
+        cfg.resume, cfg.load_from = True, None
+    elif args.resume is not None:
+        check_checkpoint(args.resume)
+        cfg.resume, cfg.load_from = True, args.resume
+    elif cfg.get('load_from'):
+        check_checkpoint(cfg.load_from)
+    add_tensorboard(cfg)
+    runner = build_runner(cfg)
+    warn_about_random_backbone(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
