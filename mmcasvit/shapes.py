@@ -70,7 +70,8 @@ def _outline(category: str, size: float, angle: float) -> list[np.ndarray]:
     return [corners @ np.array([[cos, sin], [-sin, cos]])]
 
 
-def _raster(category: str, size: float, angle: float, centre: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
+def _raster(category: str, size: float, angle: float, centre: tuple[float, float],
+            shape: tuple[int, int]) -> np.ndarray:
     canvas = np.zeros(shape, np.uint8)
     points = [np.round((line + np.array(centre)) * 16).astype(np.int32) for line in _outline(category, size, angle)]
     cv2.fillPoly(canvas, points, 1, shift=4)
@@ -94,7 +95,8 @@ def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.
         ground=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 1.5) > .5,
     )
     first, second = rng.uniform(30, 225, 3), rng.uniform(30, 225, 3)
-    if kind in STUFF:  # calm surfaces, so that objects stand out from them as they mostly do
+    if kind in STUFF:  # calm and greyish, so that objects stand out from it as they mostly do
+        first = rng.uniform(50, 200) + rng.uniform(-30, 30, 3)
         second = first + rng.uniform(-25, 25, 3)
     else:
         first = np.array(COLOURS[kind]) + rng.uniform(-30, 30, 3)
@@ -102,7 +104,7 @@ def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.
 
 
 def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) -> Scene:
-    """Draws one scene: sky above ground, and up to six objects in front, which hide one another.
+    """Draws one scene: sky above ground, and up to eight objects in front, which hide one another.
 
     One scene in ten has no object. Now and then a swarm of tiny discs stands in for what COCO labels as a crowd.
 
@@ -120,9 +122,9 @@ def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) ->
     if rng.random() >= .1:
         if rng.random() < .06:
             painted.append(('disc', _swarm(rng, shape), True))
-        for _ in range(rng.integers(1, 7)):
+        for _ in range(rng.integers(1, 9)):
             category = THINGS[rng.integers(len(THINGS))]
-            size = np.exp(rng.uniform(np.log(.1), np.log(.6))) * height
+            size = np.exp(rng.uniform(np.log(.12), np.log(.75))) * height
             centre = (rng.uniform(0, width), rng.uniform(0, height))
             mask = _raster(category, size, rng.uniform(0, 2 * np.pi), centre, shape)
             if mask.any():

@@ -20,8 +20,7 @@ def run_tool():
     def run(tool, *args, cwd, expect=0):
         command = [sys.executable, ROOT / 'tools' / tool, *args]
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, env=environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, env=environment, capture_output=True)
         assert done.returncode == expect, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
         return done
     return run

@@ -68,7 +68,7 @@ def test_scenes_are_what_the_recipes_need():
     assert {i.category for scene in scenes for i in scene.instances} == set(THINGS)
     assert 10 < sum(not scene.instances for scene in scenes) < 80
     assert any(i.iscrowd for scene in scenes for i in scene.instances)
-    assert (sizes < 12).mean() > .05
+    assert (sizes < 15).mean() > .05
     assert (sizes > 40).mean() > .05
     assert any((scene.semantic == 0).any() for scene in scenes), 'no object was hidden'
 

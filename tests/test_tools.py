@@ -10,7 +10,7 @@ from conftest import REAL_DATA, ROOT, TINY_ARCH
 
 DET = ROOT / 'configs/detection'
 SEG = ROOT / 'configs/segmentation'
-MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_16e_shapes.py'
+MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_8e_shapes.py'
 SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_800i_shapes.py'
 
 
@@ -28,7 +28,8 @@ def test_a_missing_config_is_named_with_its_neighbour(run_tool, tmp_path):
 
 
 @pytest.mark.parametrize('config, words', [
-    (DET / 'mask-rcnn_casvit-xs_fpn_1x_coco.py', ['annotations/instances_train2017.json', 'cocodataset.org', 'data_root=']),
+    (DET / 'mask-rcnn_casvit-xs_fpn_1x_coco.py',
+     ['annotations/instances_train2017.json', 'cocodataset.org', 'data_root=']),
     (SEG / 'upernet_casvit-xs_8xb2-160k_ade20k-512x512.py', ['ADEChallengeData2016', 'sceneparsing', 'data_root=']),
     (MASK_RCNN, ['tools/make_dataset.py']),
 ], ids=['coco', 'ade', 'shapes'])
@@ -116,7 +117,7 @@ def test_a_detector_is_tested_drawn_and_dumped(detector, run_tool):
 
 @pytest.mark.slow
 def test_a_detector_predicts_on_a_folder(detector, run_tool, shapes):
-    cwd, options, *_ = detector
+    cwd, *_ = detector
     config = cwd / 'tiny.py'
     from mmengine.config import Config
     cfg = Config.fromfile(MASK_RCNN)
@@ -132,7 +133,8 @@ def test_a_detector_predicts_on_a_folder(detector, run_tool, shapes):
     (cwd / 'empty').mkdir(exist_ok=True)
     assert 'no image in' in one_line(run_tool('infer.py', 'empty', config, 'run/epoch_2.pth', cwd=cwd, expect=2))
     (cwd / 'broken.jpg').write_bytes(b'x')
-    assert 'cannot be read' in one_line(run_tool('infer.py', 'broken.jpg', config, 'run/epoch_2.pth', cwd=cwd, expect=2))
+    done = run_tool('infer.py', 'broken.jpg', config, 'run/epoch_2.pth', cwd=cwd, expect=2)
+    assert 'cannot be read' in one_line(done)
     # the config of another arch
     line = run_tool('infer.py', images, MASK_RCNN, 'run/epoch_2.pth', cwd=cwd, expect=2).stderr
     assert "expected: arch 'xs', found: a CAS-ViT of depths (1, 1, 1, 1)" in line

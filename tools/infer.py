@@ -5,8 +5,8 @@ Detectors write one JSON per image (OUT/preds), segmentors one index mask per im
 import argparse
 from pathlib import Path
 
-from mmcv.image.io import imread
 from mmengine.utils import scandir
+from PIL import Image, UnidentifiedImageError
 
 from mmcasvit.tooling import UsageError, exits_cleanly, load_config
 from mmcasvit.weights import find_weights, mismatches, read_checkpoint, use_safe_checkpoint_reader
@@ -39,8 +39,10 @@ def find_images(path):
 
 def check_images(images):
     for image in images:
-        if imread(image) is None:
-            raise UsageError(f'{image} cannot be read as an image')
+        try:
+            Image.open(image).close()  # reads the header alone
+        except (UnidentifiedImageError, OSError) as error:
+            raise UsageError(f'{image} cannot be read as an image') from error
 
 
 @exits_cleanly

@@ -21,7 +21,8 @@ def parse_args():
     parser.add_argument('config', help='config file; it says which framework')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out', metavar='FILE.pkl|DIR',
-                        help='keep the predictions: a pickle file for detectors, a folder of index masks for segmentors')
+                        help='keep the predictions: a pickle file for detectors, a folder of index masks for '
+                             'segmentors')
     parser.add_argument('--show', action='store_true', help='show every prediction in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into a folder')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between windows')

@@ -3,7 +3,7 @@ _base_ = ['semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py', '_base_/shapes.py
 model = dict(
     data_preprocessor=dict(size=(128, 192)),
     backbone=dict(norm_eval=False),  # no ImageNet statistics to keep: trained from scratch
-    neck=dict(out_channels=64),
+    neck=dict(out_channels=64, norm_cfg=dict(type='BN')),
     decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=8),
 )
 

@@ -18,20 +18,22 @@ shapes_test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 shapes_val_dataset = dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_test_pipeline)
-shapes_epochs = 16
+shapes_epochs = 8
 shapes = dict(
     train_dataloader=dict(
-        batch_size=8, dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_train_pipeline)),
+        batch_size=4,
+        dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_train_pipeline)),
     val_dataloader=dict(batch_size=8, dataset=shapes_val_dataset),
     val_evaluator=dict(ann_file=shapes_root + 'annotations/instances_val2017.json'),
-    optim_wrapper=dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
+    optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-        dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=shapes_epochs, T_max=shapes_epochs, convert_to_iter_based=True),
+        dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=shapes_epochs, T_max=shapes_epochs,
+             convert_to_iter_based=True),
     ],
     train_cfg=dict(max_epochs=shapes_epochs, val_interval=4),
     default_hooks=dict(
         logger=dict(interval=25), checkpoint=dict(interval=4), visualization=dict(interval=3, score_thr=0.5)),
-    auto_scale_lr=dict(base_batch_size=8),
+    auto_scale_lr=dict(base_batch_size=4),
     custom_hooks=[dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.ChannelsLastHook')],
 )

@@ -17,15 +17,17 @@ shapes_test_pipeline = [
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
+shapes_dataset = dict(
+    type='BaseSegDataset', data_root=shapes_root, metainfo=shapes_metainfo, reduce_zero_label=True)
 shapes_iterations = 800
 shapes = dict(
     train_dataloader=dict(
         batch_size=8, num_workers=2,
-        dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_train_pipeline)),
+        dataset=dict(shapes_dataset, pipeline=shapes_train_pipeline)),
     val_dataloader=dict(
         batch_size=1, num_workers=2,
-        dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_test_pipeline)),
-    optim_wrapper=dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
+        dataset=dict(shapes_dataset, pipeline=shapes_test_pipeline)),
+    optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
         dict(type='PolyLR', power=0.9, begin=50, end=shapes_iterations, eta_min=0.0, by_epoch=False),

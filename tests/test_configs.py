@@ -1,0 +1,122 @@
+"""Every config builds, fits together, takes a training step and predicts; its figures are those of the recipe."""
+import importlib
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmcasvit import CASViT
+
+CONFIGS = sorted(path.relative_to(ROOT / 'configs').as_posix() for path in (ROOT / 'configs').glob('*/*.py'))
+FULL = [name for name in CONFIGS if 'shapes' not in name]
+
+# By the start of the file name: what facts of the published recipes a config has to hold, per arch where they differ.
+RECIPES = {
+    'detection/retinanet': dict(lr=2e-4, decay=1e-4, batch=4, base=32, epochs=12, steps=[8, 11], warmup=500,
+                                indices=(1, 2, 3), scale=(1333, 800)),
+    'detection/mask-rcnn': dict(lr=2e-4, decay=1e-4, batch=4, base=32, epochs=12, steps=[8, 11], warmup=500,
+                                indices=(0, 1, 2, 3), scale=(1333, 800)),
+    'segmentation/semantic-fpn': dict(lr=2e-4, decay=1e-4, batch=4, base=32, iters=40000, warmup=0, power=.9),
+    'segmentation/upernet': dict(lr=6e-5, decay=.01, batch=2, base=16, iters=160000, warmup=1500, power=1.),
+}
+DROP_PATH = dict(xs=0., s=0., m=.1, t=.1)
+
+
+def load(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    init_default_scope(cfg.default_scope)
+    importlib.import_module(f'{cfg.default_scope}.models')
+    return cfg
+
+
+def build(cfg):
+    return importlib.import_module(f'{cfg.default_scope}.registry').MODELS.build(cfg.model)
+
+
+def random_batch(cfg, size):
+    """Two random images with their labels, as the framework's data loader would give them."""
+    rng = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8, generator=rng) for _ in range(2)]
+    if cfg.default_scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+        return demo_mm_inputs(2, [(3, *size)] * 2, num_classes=cfg.model.get('bbox_head', cfg.model.get(
+            'roi_head', {}).get('bbox_head')).num_classes, with_mask='roi_head' in cfg.model)
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    samples = []
+    for _ in images:
+        labels = torch.randint(0, cfg.model.decode_head.num_classes, (1, *size), generator=rng)
+        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels),
+                                     metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size)))
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_builds_learns_and_predicts(name):
+    cfg = load(name)
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (64, 96)
+        cfg.model.data_preprocessor.test_cfg = dict(size_divisor=32)
+    model = build(cfg)
+    assert isinstance(model.backbone, CASViT)
+    head_input = cfg.model.get('neck', cfg.model.get('decode_head')).in_channels
+    assert tuple(head_input) == model.backbone.out_channels
+    model.train()
+    batch = random_batch(cfg, (64, 96))
+    losses = model(**model.data_preprocessor(batch, True), mode='loss')
+    loss = model.parse_losses(losses)[0]
+    assert torch.isfinite(loss)
+    loss.backward()
+    unused = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+    model.eval()
+    with torch.no_grad():
+        predictions = model(**model.data_preprocessor(random_batch(cfg, (64, 96)), False), mode='predict')
+    assert len(predictions) == 2
+
+
+@pytest.mark.parametrize('name', FULL)
+def test_a_recipe_holds_its_figures(name):
+    recipe = next(figures for start, figures in RECIPES.items() if name.startswith(start))
+    cfg = load(name)
+    arch = cfg.model.backbone.arch
+    assert f'casvit-{arch}_' in name
+    assert cfg.model.backbone.get('drop_path_rate', 0.) == DROP_PATH[arch]
+    assert cfg.model.backbone.norm_eval is True
+    assert tuple(cfg.model.backbone.get('out_indices', (0, 1, 2, 3))) == recipe.get('indices', (0, 1, 2, 3))
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', recipe['lr'], recipe['decay'])
+    assert cfg.optim_wrapper.get('clip_grad') is None
+    assert cfg.train_dataloader.batch_size == recipe['batch']
+    assert cfg.auto_scale_lr.base_batch_size == recipe['base']
+    warmups = [s for s in cfg.param_scheduler if s.type == 'LinearLR']
+    assert sum(s.end for s in warmups) == recipe['warmup']
+    decay = cfg.param_scheduler[-1]
+    if 'epochs' in recipe:
+        assert cfg.train_cfg.max_epochs == decay.end == recipe['epochs']
+        assert decay.milestones == recipe['steps']
+        assert warmups[0].start_factor * optimizer.lr == pytest.approx(1e-6)
+        resize = next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize')
+        assert tuple(resize.scale) == recipe['scale']
+        assert cfg.model.neck.out_channels == 256
+        assert cfg.model.neck.num_outs == 5
+    else:
+        assert cfg.train_cfg.max_iters == decay.end == recipe['iters']
+        assert (decay.type, decay.power, decay.eta_min) == ('PolyLR', recipe['power'], 0)
+        train, test = cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline
+        assert next(t for t in train if t.type == 'RandomCrop').crop_size == (512, 512)
+        assert next(t for t in train if t.type == 'RandomResize').ratio_range == (.5, 2.)
+        assert next(t for t in test if t.type == 'ResizeToMultiple').size_divisor == 32
+        assert cfg.model.decode_head.num_classes == 150
+    if 'semantic-fpn' in name:
+        assert cfg.model.neck.out_channels == 256
+        assert cfg.model.decode_head.channels == 128
+        assert cfg.model.decode_head.dropout_ratio == .1
+        assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'
+
+
+def test_file_names_are_unique():
+    names = [name.rsplit('/', 1)[-1] for name in CONFIGS]
+    assert len(set(names)) == len(names)
