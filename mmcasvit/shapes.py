@@ -20,7 +20,7 @@ THINGS = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 STUFF = ('sky', 'ground')
 # Index masks count these from 1; 0 is unlabelled, as in ADE20K.
 SEMANTIC_CLASSES = STUFF + THINGS
-# One of the two colours of an object's texture stays near this, in BGR; the other is free.
+# The lighter colour of an object's texture stays near this, in BGR.
 COLOURS = dict(disc=(60, 20, 220), square=(200, 110, 20), triangle=(40, 190, 235), star=(160, 40, 150),
                cross=(70, 170, 50), ring=(200, 200, 60))
 SPLITS = dict(train=('train2017', 'training'), val=('val2017', 'validation'))
@@ -100,6 +100,7 @@ def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.
         second = first + rng.uniform(-25, 25, 3)
     else:
         first = np.array(COLOURS[kind]) + rng.uniform(-30, 30, 3)
+        second = first * rng.uniform(.3, .7)
     return np.where(patterns[kind]()[..., None], first, second).astype(np.float32)
 
 

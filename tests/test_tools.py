@@ -11,7 +11,7 @@ from conftest import REAL_DATA, ROOT, TINY_ARCH
 DET = ROOT / 'configs/detection'
 SEG = ROOT / 'configs/segmentation'
 MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_8e_shapes.py'
-SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_800i_shapes.py'
+SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_600i_shapes.py'
 
 
 def one_line(done):

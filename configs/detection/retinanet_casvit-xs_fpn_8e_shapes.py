@@ -2,14 +2,14 @@ _base_ = ['retinanet_casvit-xs_fpn_1x_coco.py', '_base_/shapes.py']
 
 model = dict(
     backbone=dict(norm_eval=False),  # no ImageNet statistics to keep: trained from scratch
-    neck=dict(out_channels=64, num_outs=4, norm_cfg=dict(type='BN')),
+    neck=dict(out_channels=64, num_outs=3, norm_cfg=dict(type='BN')),
     bbox_head=dict(
         num_classes=6,
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type='GN', num_groups=16),
-        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32, 64])),
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32])),
 )
 
 data_root = _base_.shapes_root

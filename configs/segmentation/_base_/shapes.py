@@ -19,7 +19,7 @@ shapes_test_pipeline = [
 ]
 shapes_dataset = dict(
     type='BaseSegDataset', data_root=shapes_root, metainfo=shapes_metainfo, reduce_zero_label=True)
-shapes_iterations = 800
+shapes_iterations = 600
 shapes = dict(
     train_dataloader=dict(
         batch_size=8, num_workers=2,
