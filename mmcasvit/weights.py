@@ -86,7 +86,7 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu') -> dict:
     try:
         with torch.serialization.safe_globals(_plain_globals()):
             content = torch.load(file, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle raise nearly anything while they are read as one
         found = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is not allowed', str(error))
         if found is None:
             raise WeightsError(f'{file} is no checkpoint, or a damaged one.') from error

@@ -124,7 +124,8 @@ def test_unknown_objects_are_refused_with_a_hint(tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize('content', [b'', b'no checkpoint', b'PK\x03\x04broken'], ids=['empty', 'text', 'cut zip'])
+@pytest.mark.parametrize('content', [b'', b'bad', b'no checkpoint', b'PK\x03\x04broken'],
+                         ids=['empty', 'word', 'text', 'cut zip'])
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / 'x.pth').write_bytes(content)
     with pytest.raises(WeightsError, match=r'x\.pth is no checkpoint, or a damaged one'):

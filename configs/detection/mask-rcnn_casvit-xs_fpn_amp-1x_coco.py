@@ -1,0 +1,3 @@
+_base_ = 'mask-rcnn_casvit-xs_fpn_1x_coco.py'
+
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -1,0 +1,3 @@
+_base_ = 'retinanet_casvit-m_fpn_1x_coco.py'
+
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

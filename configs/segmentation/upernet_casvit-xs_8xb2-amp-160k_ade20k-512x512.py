@@ -1,0 +1,3 @@
+_base_ = 'upernet_casvit-xs_8xb2-160k_ade20k-512x512.py'
+
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
