@@ -5,6 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
 
 from .registry import HOOKS
 from .weights import find_weights, mismatches, unwrap
@@ -38,12 +39,22 @@ class CheckWeightsHook(Hook):
                       logger='current', level=logging.WARNING)
 
 
+def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+
+
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
     """Keeps the model's convolutions, and so the maps between them, in PyTorch's channels_last memory format.
 
-    The numbers stay the same up to rounding; on many processors the step gets faster.
+    The numbers stay the same up to rounding; on many processors the step gets faster. mmcv's own operators, such as
+    RoIAlign, read such a map in the wrong order without a word (open-mmlab/mmcv#2203), so they are given contiguous
+    ones.
     """
 
     def before_run(self, runner: Runner) -> None:
         runner.model.to(memory_format=torch.channels_last)
+        for module in runner.model.modules():
+            if type(module).__module__.startswith('mmcv.ops'):
+                module.to(memory_format=torch.contiguous_format)
+                module.register_forward_pre_hook(_contiguous_inputs)

@@ -10,8 +10,18 @@ from mmengine.logging import MMLogger
 ROOT = Path(__file__).resolve().parent.parent
 # Real photographs that a developer may have beside the project; tests that use them skip without.
 REAL_DATA = ROOT.parent / 'shared' / 'data'
-# A backbone small enough for a test to train, as --cfg-options.
-TINY_ARCH = 'model.backbone.arch={"depths":(1,1,1,1),"channels":(8,12,16,24)}'
+# What a config takes from another one to have a backbone small enough for a test to train.
+TINY = """
+_base_ = {base!r}
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), channels={channels})),
+    neck=dict(in_channels={channels}))
+"""
+
+
+def write_tiny_config(path, base, channels=(8, 12, 16, 24)):
+    path.write_text(TINY.format(base=str(base), channels=channels))
+    return path
 
 
 @pytest.fixture(scope='session')

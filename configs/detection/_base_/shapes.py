@@ -18,7 +18,7 @@ shapes_test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 shapes_val_dataset = dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_test_pipeline)
-shapes_epochs = 8
+shapes_epochs = 6
 shapes = dict(
     train_dataloader=dict(
         batch_size=4,
@@ -31,9 +31,9 @@ shapes = dict(
         dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=shapes_epochs, T_max=shapes_epochs,
              convert_to_iter_based=True),
     ],
-    train_cfg=dict(max_epochs=shapes_epochs, val_interval=4),
+    train_cfg=dict(max_epochs=shapes_epochs, val_interval=3),
     default_hooks=dict(
-        logger=dict(interval=25), checkpoint=dict(interval=4), visualization=dict(interval=3, score_thr=0.5)),
+        logger=dict(interval=25), checkpoint=dict(interval=3), visualization=dict(interval=3, score_thr=0.5)),
     auto_scale_lr=dict(base_batch_size=4),
     custom_hooks=[dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.ChannelsLastHook')],
 )

@@ -27,5 +27,3 @@ train_cfg = _base_.shapes.train_cfg
 default_hooks = _base_.shapes.default_hooks
 auto_scale_lr = _base_.shapes.auto_scale_lr
 custom_hooks = _base_.shapes.custom_hooks
-# The fully connected layers have no norm and do not survive the learning rate of the rest.
-optim_wrapper.update(paramwise_cfg=dict(custom_keys=dict(roi_head=dict(lr_mult=0.2))))
