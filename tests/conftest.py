@@ -20,7 +20,7 @@ model = dict(
 
 
 def write_tiny_config(path, base, channels=(8, 12, 16, 24)):
-    path.write_text(TINY.format(base=str(base), channels=channels))
+    path.write_text(TINY.format(base=str(base), channels=list(channels)))
     return path
 
 
