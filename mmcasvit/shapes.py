@@ -1,11 +1,12 @@
-"""Made-up scenes of textured shapes with exact labels, in COCO's and in ADE20K's layout.
+"""Made-up scenes of textured shapes with exact labels, in COCO's, ADE20K's, VOC's and ImageNet's layouts.
 
-The scenes let every recipe train, evaluate and draw on a machine that has neither data set.
+The scenes let every recipe train, evaluate and draw on a machine that has none of these data sets.
 """
 import json
 import os
 import shutil
 import tempfile
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ SEMANTIC_CLASSES = STUFF + THINGS
 # The lighter colour of an object's texture stays near this, in BGR.
 COLOURS = dict(disc=(60, 20, 220), square=(200, 110, 20), triangle=(40, 190, 235), star=(160, 40, 150),
                cross=(70, 170, 50), ring=(200, 200, 60))
+CROP_SIDE = 64  # of the pictures with one object each, for classification
 SPLITS = dict(train=('train2017', 'training'), val=('val2017', 'validation'))
 # What is hidden beyond this is no longer an object to be found: it stays in the picture and gets no label.
 MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE = 25, .2
@@ -156,6 +158,17 @@ def _swarm(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return swarm
 
 
+def draw_object(rng: np.random.Generator, category: str, side: int = CROP_SIDE) -> np.ndarray:
+    """Draws one object of a class on a calm background, ``(side, side, 3)`` in uint8 BGR."""
+    shape = (side, side)
+    image = _texture(rng, STUFF[rng.integers(len(STUFF))], shape)
+    centre = tuple(rng.uniform(.35, .65, 2) * side)
+    mask = _raster(category, rng.uniform(.4, .9) * side, rng.uniform(0, 2 * np.pi), centre, shape)
+    image[mask] = _texture(rng, category, shape)[mask]
+    image = image * rng.uniform(.7, 1.1) + rng.normal(0, 4, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """Outlines a boolean ``(H, W)`` mask along its pixel edges, as COCO polygons ``[x, y, x, y, ...]``.
 
@@ -202,16 +215,39 @@ def _annotation(instance: Instance) -> dict:
     )
 
 
+def _voc_xml(name: str, scene: Scene) -> ET.ElementTree:
+    """The boxes of a scene as VOC has them: corners counted from 1, the last pixel included."""
+    height, width = scene.semantic.shape
+    root = ET.Element('annotation')
+    ET.SubElement(root, 'filename').text = name
+    size = ET.SubElement(root, 'size')
+    for tag, value in dict(width=width, height=height, depth=3).items():
+        ET.SubElement(size, tag).text = str(value)
+    for instance in scene.instances:
+        rows, columns = np.nonzero(instance.mask)
+        part = ET.SubElement(root, 'object')
+        ET.SubElement(part, 'name').text = instance.category
+        ET.SubElement(part, 'difficult').text = str(int(instance.iscrowd))  # neither is asked of a detector
+        box = ET.SubElement(part, 'bndbox')
+        for tag, value in dict(xmin=columns.min(), ymin=rows.min(), xmax=columns.max(), ymax=rows.max()).items():
+            ET.SubElement(box, tag).text = str(value + 1)
+    return ET.ElementTree(root)
+
+
 def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 128, width: int = 192) -> dict:
-    """Writes the scenes to ``root/coco`` and ``root/ade`` and returns what was written, per split.
+    """Writes the scenes to ``root/coco``, ``root/ade`` and ``root/voc``, single objects to ``root/imagenet``.
 
     Scene ``i`` of a split depends on the seed, the split and ``i`` alone. The folder appears when it is complete.
+    There are as many pictures of single objects as scenes, shared out evenly among the classes.
 
     Args:
         root: the folder to make; it must not exist.
         train, val: numbers of images.
         seed: any integer of at least 0.
         height, width: of the images, in pixels.
+
+    Returns:
+        The arguments and the number of instances of each split.
 
     Raises:
         FileExistsError: there is a folder already.
@@ -226,7 +262,8 @@ def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 128
         with Progress() as progress:
             task = progress.add_task('drawing scenes', total=train + val)
             for number, (split, count) in enumerate(dict(train=train, val=val).items()):
-                summary[f'{split}_instances'] = _write_split(unfinished, split, number, count, summary,
+                _write_objects(unfinished / 'imagenet' / split, count, [seed, len(SPLITS) + number])
+                summary[f'{split}_instances'] = _write_split(unfinished, split, count, summary,
                                                              lambda: progress.advance(task))
         (unfinished / 'dataset.json').write_text(json.dumps(summary, indent=1) + '\n')
         unfinished.chmod(0o755)
@@ -237,25 +274,38 @@ def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 128
     return summary
 
 
-def _write_split(root: Path, split: str, number: int, count: int, summary: dict,
-                 advance: Callable[[], None]) -> int:
+def _write_objects(folder: Path, count: int, seed: list[int]) -> None:
+    for number, category in enumerate(THINGS):
+        (folder / category).mkdir(parents=True)
+        for i in range(-(-count // len(THINGS))):
+            image = draw_object(np.random.default_rng([*seed, number, i]), category)
+            cv2.imwrite(str(folder / category / f'{category}_{i + 1:06d}.jpg'), image,
+                        [cv2.IMWRITE_JPEG_QUALITY, 95])
+
+
+def _write_split(root: Path, split: str, count: int, summary: dict, advance: Callable[[], None]) -> int:
     coco_split, ade_split = SPLITS[split]
     coco_images, annotations = root / 'coco' / coco_split, root / 'coco' / 'annotations'
     ade_images, ade_masks = root / 'ade' / 'images' / ade_split, root / 'ade' / 'annotations' / ade_split
-    for folder in (coco_images, annotations, ade_images, ade_masks):
+    voc_images, voc_labels, voc_lists = root / 'voc/JPEGImages', root / 'voc/Annotations', root / 'voc/ImageSets/Main'
+    for folder in (coco_images, annotations, ade_images, ade_masks, voc_images, voc_labels, voc_lists):
         folder.mkdir(parents=True, exist_ok=True)
-    images, labels = [], []
+    images, labels, voc_names = [], [], []
     for i in range(count):
-        rng = np.random.default_rng([summary['seed'], number, i])
+        rng = np.random.default_rng([summary['seed'], list(SPLITS).index(split), i])
         scene = draw_scene(rng, summary['height'], summary['width'])
         name = f'{i + 1:012d}'
         cv2.imwrite(str(coco_images / f'{name}.jpg'), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         shutil.copyfile(coco_images / f'{name}.jpg', ade_images / f'{name}.jpg')
         cv2.imwrite(str(ade_masks / f'{name}.png'), scene.semantic)
+        voc_names.append(f'{split}_{name}')  # both splits share a folder
+        shutil.copyfile(coco_images / f'{name}.jpg', voc_images / f'{voc_names[-1]}.jpg')
+        _voc_xml(f'{voc_names[-1]}.jpg', scene).write(voc_labels / f'{voc_names[-1]}.xml')
         images.append(dict(id=i + 1, file_name=f'{name}.jpg', height=summary['height'], width=summary['width']))
         labels += [dict(id=len(labels) + k + 1, image_id=i + 1, **_annotation(instance))
                    for k, instance in enumerate(scene.instances)]
         advance()
+    (voc_lists / f'{split}.txt').write_text('\n'.join(voc_names) + '\n')
     categories = [dict(id=k + 1, name=name, supercategory='shape') for k, name in enumerate(THINGS)]
     (annotations / f'instances_{coco_split}.json').write_text(json.dumps(dict(
         info=dict(description='mmcasvit shapes'), licenses=[], images=images, annotations=labels,

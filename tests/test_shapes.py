@@ -1,4 +1,5 @@
 import json
+import xml.etree.ElementTree as ET
 
 import cv2
 import numpy as np
@@ -60,6 +61,23 @@ def test_index_masks_agree_with_the_instances(dataset):
             assert (semantic[mask] == index).all()
             rest[mask] = 1
         assert rest.max() <= 2, 'an object in the index mask that has no instance'
+
+
+def test_voc_boxes_are_those_of_coco(dataset):
+    """As mmdet reads them: VOC counts pixels from 1 and includes the last one."""
+    coco = COCO(str(dataset / 'coco/annotations/instances_train2017.json'))
+    names = (dataset / 'voc/ImageSets/Main/train.txt').read_text().split()
+    assert len(names) == len(coco.imgs)
+    for name, image_id in zip(names, coco.imgs):
+        objects = ET.parse(dataset / f'voc/Annotations/{name}.xml').findall('object')
+        annotations = coco.loadAnns(coco.getAnnIds(image_id))
+        assert [o.find('name').text for o in objects] == [coco.cats[a['category_id']]['name'] for a in annotations]
+        for found, annotation in zip(objects, annotations):
+            x, y, width, height = annotation['bbox']
+            corners = [int(found.find(f'bndbox/{tag}').text) for tag in ('xmin', 'ymin', 'xmax', 'ymax')]
+            assert corners == [x + 1, y + 1, x + width, y + height]
+            assert found.find('difficult').text == str(annotation['iscrowd'])
+        assert (dataset / f'voc/JPEGImages/{name}.jpg').is_file()
 
 
 def test_scenes_are_what_the_recipes_need():

@@ -1,4 +1,5 @@
-"""Makes scenes of textured shapes with exact labels, in COCO's layout (DIR/coco) and in ADE20K's (DIR/ade)."""
+"""Makes scenes of textured shapes with exact labels: COCO's layout in DIR/coco, ADE20K's in DIR/ade, VOC's in DIR/voc,
+and one shape per picture in ImageNet's layout in DIR/imagenet."""
 import argparse
 import json
 import shutil
