@@ -1,10 +1,32 @@
+import shutil
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 version = {}
 exec((HERE / 'mmcasvit' / 'version.py').read_text(), version)
+# Not in ./build: modules that are gone by now would come back from there, and copies of configs be found by mim.
+build_dir = tempfile.TemporaryDirectory(prefix='mmcasvit-build-')
+
+
+class BuildPyWithConfigs(build_py):
+    """Copies configs, tools and the model index into the built package, to where mim and mmengine look for them.
+
+    An editable install needs no copy: :mod:`mmcasvit.model_zoo` finds the folders of the repository.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'mmcasvit', '.mim')
+        for folder in ('configs', 'tools'):
+            shutil.copytree(HERE / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__', '*.pyc', '.*'))
+        shutil.copy(HERE / 'model-index.yml', target)
+
 
 setup(
     name='mmcasvit',
@@ -14,6 +36,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmcasvit', 'mmcasvit.*']),
+    cmdclass=dict(build_py=BuildPyWithConfigs),
+    options=dict(build=dict(build_base=build_dir.name)),
     python_requires='>=3.10',
     # The OpenMMLab packages come in two families with the same import names (onedl-* and OpenMMLab's own), of which
     # only one can be installed: see requirements/. Naming either here would pull it in over the other.
@@ -23,8 +47,14 @@ setup(
                   'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'],
         'openmmlab': ['mmengine>=0.10.7', 'mmcv>=2.1.0,<2.2', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2', 'ftfy', 'regex',
                       'numpy<2', 'setuptools<81'],
+        # Newer releases of openxlab, which mim brings along, ask for a setuptools of 2022.
+        'mim': ['openmim>=0.3.9', 'openxlab<=0.0.11', 'setuptools<81'],
+        # And a torchvision that was built for the installed PyTorch: named here, it would bring its own PyTorch along.
+        # mmpretrain itself, and with it mmdet, cannot be imported beside transformers 5.
+        'classification': ['onedl-mmpretrain>=1.3.6'],
+        'classification-openmmlab': ['mmpretrain>=1.2.0'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
-        'test': ['pytest', 'ruff', 'tensorboard', 'safetensors'],
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboard', 'safetensors'],
     },
 )

@@ -1,7 +1,7 @@
 """Trains the four small models on the made-up scenes, evaluates them, and leaves a table and a sheet of pictures.
 
 What is finished is not done again; what was interrupted goes on from its last checkpoint. A changed config, model file
-or data set starts afresh.
+or data set starts afresh. Everything is written below the current folder: the data to data/shapes.
 """
 import argparse
 import hashlib
@@ -20,6 +20,7 @@ import mmcasvit.casvit
 from mmcasvit.tooling import UsageError, exits_cleanly
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA_ROOT = Path('data/shapes')  # where the configs look for it
 # (name, config, metrics and the least each must reach)
 TASKS = [
     ('RetinaNet', 'detection/retinanet_casvit-xs_fpn_6e_shapes.py', {'coco/bbox_mAP_50': .5}),
@@ -37,22 +38,23 @@ def parse_args():
     return parser.parse_args()
 
 
-def run(*command):
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT)
+def run(tool, *args):
+    command = [str(part) for part in (ROOT / 'tools' / tool, *args)]
+    done = subprocess.run([sys.executable, *command])
     if done.returncode:
-        raise UsageError(f'this command failed with exit status {done.returncode}: {" ".join(map(str, command))}')
+        raise UsageError(f'this command failed with exit status {done.returncode}: {" ".join(command)}')
 
 
-def fingerprint(config, data_root):
+def fingerprint(config):
     parts = [Config.fromfile(config).pretty_text, Path(mmcasvit.casvit.__file__).read_text(),
-             (data_root / 'dataset.json').read_text()]
+             (DATA_ROOT / 'dataset.json').read_text()]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 
-def train_and_test(config, folder, data_root):
+def train_and_test(config, folder):
     """Returns the metrics of the last checkpoint and the seconds of training."""
     mark, note = folder / 'fingerprint', folder / 'result.json'
-    wanted = fingerprint(config, data_root)
+    wanted = fingerprint(config)
     if mark.is_file() and mark.read_text() == wanted:
         if note.is_file():
             print(f'{folder} is finished; remove it to train again')
@@ -62,11 +64,11 @@ def train_and_test(config, folder, data_root):
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(wanted)
     start = time.perf_counter()
-    run('tools/train.py', config, '--work-dir', folder, '--resume')
+    run('train.py', config, '--work-dir', folder, '--resume')
     seconds = time.perf_counter() - start
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     shutil.rmtree(folder / 'test', ignore_errors=True)
-    run('tools/test.py', config, checkpoint, '--work-dir', folder / 'test', '--show-dir', folder / 'pictures')
+    run('test.py', config, checkpoint, '--work-dir', folder / 'test', '--show-dir', folder / 'pictures')
     metrics = json.loads(next((folder / 'test').glob('*/*.json')).read_text())
     result = dict(metrics=metrics, seconds=seconds, checkpoint=checkpoint)
     note.write_text(json.dumps(result, indent=1))
@@ -106,17 +108,16 @@ def result_table(results):
 @exits_cleanly
 def main():
     args = parse_args()
-    data_root = ROOT / 'data' / 'shapes'
-    run('tools/make_dataset.py', '--out-dir', data_root)
+    run('make_dataset.py', '--out-dir', DATA_ROOT)
     tasks = [task for task in TASKS if args.only is None or task[0] in args.only]
     work_dir = args.work_dir.resolve()
     results, rows = [], []
-    inputs = sorted((data_root / 'coco' / 'val2017').iterdir())[1:1 + PICTURES]
+    inputs = sorted((DATA_ROOT / 'coco' / 'val2017').iterdir())[1:1 + PICTURES]
     for task in tasks:
         name, config, _ = task
         config = ROOT / 'configs' / config
         folder = work_dir / config.stem
-        results.append((task, train_and_test(config, folder, data_root)))
+        results.append((task, train_and_test(config, folder)))
         rows.append(picture_row(name, folder, inputs))
     sheet = np.vstack([np.hstack(rows[i:i + 2]) for i in range(0, len(rows), 2)]) if len(rows) % 2 == 0 \
         else np.vstack(rows)

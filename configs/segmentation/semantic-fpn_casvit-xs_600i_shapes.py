@@ -8,6 +8,7 @@ model = dict(
 )
 
 data_root = _base_.shapes_root
+test_pipeline = _base_.shapes_test_pipeline  # the one that inference_model takes
 train_dataloader = _base_.shapes.train_dataloader
 val_dataloader = _base_.shapes.val_dataloader
 test_dataloader = val_dataloader

@@ -1,0 +1,24 @@
+"""Lists the configs of mmcasvit, or says where one lies."""
+import argparse
+
+from .model_zoo import config_path, list_configs, root
+from .tooling import exits_cleanly
+
+
+@exits_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='python -m mmcasvit', description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('name', nargs='?', help='print the file of this config (without it: the names of all)')
+    what.add_argument('--root', action='store_true', help='print the folder that holds configs/ and tools/')
+    args = parser.parse_args()
+    if args.root:
+        print(root())
+    elif args.name is not None:
+        print(config_path(args.name))
+    else:
+        print('\n'.join(list_configs()))
+
+
+if __name__ == '__main__':
+    main()
