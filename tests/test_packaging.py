@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,10 +23,10 @@ from mmcasvit.weights import WeightsError
 DETECTOR = 'retinanet_casvit-xs_fpn_6e_shapes'
 MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
 SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
-SOURCES = [file.relative_to(ROOT).as_posix() for folder in ('mmcasvit', 'configs', 'tools')
-           for file in sorted((ROOT / folder).rglob('*')) if file.suffix in ('.py', '.yml')] + ['model-index.yml']
-CONFIGS = [Path(file).stem for file in SOURCES if file.startswith('configs/') and file.endswith('.py')
-           and '_base_' not in file]
+CONFIGS = [file.stem for file in (ROOT / 'configs').glob('*/*.py')]
+# What a build is made from: the names at the top of the repository, without data, runs and environments.
+SOURCES = ('MANIFEST.in', 'Makefile', 'README.md', 'configs', 'docs', 'mmcasvit', 'model-index.yml', 'pyproject.toml',
+           'requirements', 'setup.py', 'tests', 'tools')
 
 
 def run(*command, cwd):
@@ -101,15 +102,33 @@ def test_a_model_by_name_carries_its_config_and_classes(tmp_path, name, kind, cl
         mmcasvit.get_model(file, tmp_path / 'lacking.pth')
 
 
+def files_in(folder):
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob('*') if file.is_file())
+
+
 @pytest.fixture(scope='module')
-def wheels(tmp_path_factory):
-    """Built from the repository, and from the sdist that was built from it."""
+def repository(tmp_path_factory):
+    """A copy, so that tests that run beside this one see no half-built metadata in their repository."""
+    folder = tmp_path_factory.mktemp('repository')
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheels(tmp_path_factory, repository):
+    """Built from the repository, and from the sdist that was built from it. The repository stays as it was."""
     folder = tmp_path_factory.mktemp('wheels')
+    before = files_in(repository)
     code = 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])'
-    run(sys.executable, '-c', code, folder, cwd=ROOT)
-    sources = dict(repository=ROOT, sdist=next(folder.glob('*.tar.gz')))
+    run(sys.executable, '-c', code, folder, cwd=repository)
+    sources = dict(repository=repository, sdist=next(folder.glob('*.tar.gz')))
     for name, source in sources.items():
         pip('wheel', '-q', '--no-index', '--no-deps', '--no-build-isolation', '-w', folder / name, source, cwd=folder)
+    assert [file for file in files_in(repository) if not file.startswith('mmcasvit.egg-info/')] == before
     return {name: next((folder / name).glob('*.whl')) for name in sources}
 
 
@@ -136,15 +155,17 @@ def installed(fresh_environment, wheels):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_everything_once(wheels):
-    expected = [file if file.startswith('mmcasvit/') else f'mmcasvit/.mim/{file}' for file in SOURCES]
+def test_the_wheel_holds_everything_once(wheels, repository):
+    expected = [f'mmcasvit/{file}' for file in files_in(repository / 'mmcasvit')]
+    expected += [f'mmcasvit/.mim/{folder}/{file}' for folder in ('configs', 'tools')
+                 for file in files_in(repository / folder)] + ['mmcasvit/.mim/model-index.yml']
+    assert {Path(file).suffix for file in expected} == {'.py', '.yml'}
     for wheel in wheels.values():
         files = zipfile.ZipFile(wheel).namelist()
         assert sorted(file for file in files if '.dist-info/' not in file) == sorted(expected)
         # mim looks for a config by its file's name alone
         names = Counter(Path(file).name for file in files)
         assert [name for name in CONFIGS if names[f'{name}.py'] != 1] == []
-    assert not (ROOT / 'mmcasvit' / '.mim').exists()
 
 
 @pytest.mark.slow
@@ -164,11 +185,11 @@ print(json.dumps(dict(file=mmcasvit.__file__, names=mmcasvit.list_configs(), arc
 
 
 @pytest.mark.slow
-def test_an_editable_install_uses_the_repository(fresh_environment, tmp_path):
-    python, site = fresh_environment('-e', ROOT)
+def test_an_editable_install_uses_the_repository(fresh_environment, repository, tmp_path):
+    python, site = fresh_environment('-e', repository)
     assert not (site / 'mmcasvit').exists()
-    assert run(python, '-m', 'mmcasvit', '--root', cwd=tmp_path).strip() == str(ROOT)
-    assert not (ROOT / 'mmcasvit' / '.mim').exists()
+    assert not (repository / 'mmcasvit' / '.mim').exists()
+    assert run(python, '-m', 'mmcasvit', '--root', cwd=tmp_path).strip() == str(repository)
 
 
 @pytest.mark.slow
