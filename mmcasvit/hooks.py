@@ -1,14 +1,12 @@
 """Hooks that run inside any tool that builds mmengine's runner."""
-import logging
-
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from .conversion import adapted
 from .registry import HOOKS
-from .weights import find_weights, mismatches, unwrap
+from .weights import WeightsError, find_weights, mismatches, unwrap
 
 
 @HOOKS.register_module()
@@ -19,24 +17,26 @@ class CheckWeightsHook(Hook):
     ``load_from`` the backbone must fit; heads of another shape (another number of classes) are reported and
     start from scratch.
 
-    Weights under ``model`` or ``model_ema``, where the authors' code keeps them, are found as well.
+    Weights under ``model`` or ``model_ema``, where the authors' code keeps them, are found as well. Any program that
+    loads weights has the checks of :mod:`mmcasvit.loading`; this hook knows beside them what the weights are for.
     """
+
+    priority = 'VERY_HIGH'  # EMAHook and others look for state_dict, which the authors' files lack
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raises :class:`mmcasvit.WeightsError` where model and file do not fit."""
+        if runner._resume and 'message_hub' not in checkpoint:
+            raise WeightsError('the checkpoint holds weights and no state of a training run that could be resumed. '
+                               'Start a new run from it: load_from=FILE.')
+        expected = unwrap(runner.model).state_dict()
         container, weights = find_weights(checkpoint)
-        if container != 'state_dict':
-            others = list(checkpoint)
+        weights = adapted(weights, expected)
+        if container != 'state_dict' or weights.keys() != checkpoint['state_dict'].keys():
+            for key in weights if not container else ():
+                checkpoint.pop(key, None)
             checkpoint['state_dict'] = weights
-            for key in others:
-                if key in weights:
-                    del checkpoint[key]
         fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
-        report = mismatches(unwrap(runner.model), weights)
-        report.refuse(only_under='backbone.' if fine_tuning else '')
-        if report:
-            print_log(f'The checkpoint does not fit the whole model; the rest starts from scratch.\n{report}',
-                      logger='current', level=logging.WARNING)
+        mismatches(expected, weights).refuse(only_under='backbone.' if fine_tuning else '')
 
 
 def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:

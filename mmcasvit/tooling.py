@@ -42,8 +42,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
                              'model.backbone.out_indices="(1,2,3)"; data_root=DIR moves every data set of the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how the processes of a distributed run were started')
+    add_trust_argument(parser)
     # torch.distributed.launch hands the rank over as an argument, torchrun as a variable
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='execute the pickle of a checkpoint that cannot be read otherwise; only for files whose '
+                             'origin you trust')
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
@@ -157,13 +164,17 @@ def _how_to_get(dataset: ConfigDict) -> str:
     return f'{advice}, or say where it is: --cfg-options data_root=DIR'
 
 
-def check_checkpoint(path: str) -> None:
+def check_checkpoint(path: str, trust: bool = False) -> None:
     """Reads a checkpoint in the safe way, so that a bad one ends the run before anything is built.
+
+    Args:
+        path: the file.
+        trust: as in :func:`mmcasvit.weights.read_checkpoint`.
 
     Raises:
         WeightsError: it is missing, damaged or not safe.
     """
-    read_checkpoint(path)
+    read_checkpoint(path, trust=trust)
 
 
 def prepare(cfg: Config, args: argparse.Namespace) -> None:
@@ -178,7 +189,13 @@ def prepare(cfg: Config, args: argparse.Namespace) -> None:
     hooks = cfg.get('custom_hooks') or []
     if not any(hook.get('type') == 'mmcasvit.CheckWeightsHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmcasvit.CheckWeightsHook')]
-    use_safe_checkpoint_reader()
+    use_safe_checkpoint_reader(args.trust_checkpoint)
+    backbone = cfg.model.get('backbone') or {}
+    if args.trust_checkpoint and backbone.get('type') == 'mmcasvit.CASViT':
+        init_cfg = backbone.get('init_cfg') or []
+        for part in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+            if part.get('type') == 'Pretrained':
+                part.trust = True
 
 
 def add_tensorboard(cfg: Config) -> None:

@@ -5,6 +5,7 @@ The figures are those of the authors' own implementation run in float64 on these
 import argparse
 import json
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 DATA = Path(__file__).parent / 'data'
 OFFICIAL_OUTPUTS = json.loads((DATA / 'official_outputs.json').read_text())
 OFFICIAL_SHAPES = json.loads((DATA / 'official_backbone_shapes.json').read_text())
+# What mmdet 2.24.0 and mmsegmentation 0.24.0 build behind a backbone of each arch for the published recipes (and their
+# own UperNet): names and shapes; for xs also the outputs on made-up weights and maps, in float64.
+OLD_VERSIONS = json.loads((DATA / 'old_versions.json').read_text())
 
 
 def weight(key, shape):
@@ -57,6 +61,19 @@ def published_checkpoint(arch):
     """What the authors' training code saves."""
     return dict(model=published_weights(arch), epoch=299, optimizer=dict(state={}, param_groups=[]),
                 args=argparse.Namespace(model=f'rcvit_{arch}', lr=6e-3))
+
+
+def published_dense_checkpoint(kind, arch):
+    """What mmcv 1.5 saves of the authors' detector or segmentor; kind as in the names of the configs."""
+    shapes = {f'backbone.{key}': shape for key, shape in OFFICIAL_SHAPES[arch].items()}
+    shapes |= OLD_VERSIONS['shapes'][arch][kind]
+    state = OrderedDict((key, weight(key, shape).float() if shape else weight(key, shape))
+                        for key, shape in shapes.items())
+    detector = kind in ('retinanet', 'mask-rcnn')
+    meta = dict(CLASSES=tuple(f'class {i}' for i in range(80 if detector else 150)), epoch=12, iter=43980, seed=0,
+                hook_msgs=dict(best_score=np.float64(.4)), mmcv_version='1.5.3', time='Mon Jan  1 00:00:00 2024',
+                config='model = dict()', PALETTE=None if detector else [[i, 0, 0] for i in range(150)])
+    return dict(meta=meta, state_dict=state, optimizer=dict(state={}, param_groups=[dict(lr=2e-4, params=[0])]))
 
 
 def functional_forward(state, x, training):

@@ -1,15 +1,20 @@
 import argparse
 import os
 import pathlib
+import pickle
+import sys
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from reference import published_checkpoint, published_weights
 from torch.testing import assert_close
 
 from mmcasvit import CASViT, WeightsError, load_pretrained
-from mmcasvit.weights import find_weights, read_checkpoint
+from mmcasvit.tooling import add_common_arguments, prepare
+from mmcasvit.weights import count_classes, find_weights, read_checkpoint, write_checkpoint
 
 
 def save(tmp_path, content, name='weights.pth'):
@@ -118,10 +123,86 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, place):
     assert trace.exists(), 'the attack must work where pickles are trusted, or this test shows nothing'
 
 
+def unsafe(tmp_path):
+    """A file like the published ones with a path among its arguments, which needs code to be read."""
+    return save(tmp_path, dict(model=published_weights('xs'), args=argparse.Namespace(out=pathlib.Path('x'))))
+
+
 def test_unknown_objects_are_refused_with_a_hint(tmp_path):
-    path = save(tmp_path, dict(model=published_weights('xs'), args=argparse.Namespace(out=pathlib.Path('x'))))
-    with pytest.raises(WeightsError, match=r'(?s)pathlib.*If you trust'):
-        read_checkpoint(path)
+    with pytest.raises(WeightsError, match=r'(?s)pathlib.*If you trust.*--trust-checkpoint.*trust=True'):
+        read_checkpoint(unsafe(tmp_path))
+
+
+def test_a_trusted_file_is_executed_and_that_is_said(tmp_path, log):
+    trace = tmp_path / 'was_here'
+    content = read_checkpoint(save(tmp_path, dict(model=published_weights('xs'), extra=Attack(str(trace)))), trust=True)
+    assert trace.exists()
+    assert len(content['model']) == len(published_weights('xs'))
+    assert len(log) == 1
+    assert 'EXECUTED, with posix.mkdir' in log[0]
+
+
+def test_trust_executes_nothing_where_it_is_not_needed(tmp_path, log, monkeypatch):
+    path = save(tmp_path, published_checkpoint('xs'))
+    read = torch.load
+    monkeypatch.setattr(torch, 'load', lambda *args, weights_only, **kwargs: read(*args, weights_only=True, **kwargs))
+    assert set(read_checkpoint(path, trust=True)['model']) == set(published_weights('xs'))
+    assert log == []
+
+
+@pytest.mark.parametrize('content', [b'no checkpoint', pickle.dumps(Attack.__base__)], ids=['text', 'an object'])
+def test_trust_makes_no_checkpoint_of_another_file(tmp_path, content):
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(WeightsError, match=r'x\.pth'):
+        read_checkpoint(tmp_path / 'x.pth', trust=True)
+
+
+def test_trust_reaches_a_backbone_through_its_config(tmp_path, log):
+    model = pretrained(unsafe(tmp_path), trust=True)
+    assert_close(model.network[1].norm.weight.data, published_weights('xs')['network.1.norm.weight'])
+    assert 'EXECUTED' in log[0]
+    with pytest.raises(WeightsError, match='If you trust'):
+        pretrained(unsafe(tmp_path))
+
+
+@pytest.mark.parametrize('init_cfg', [
+    dict(type='Pretrained', checkpoint='x.pth'),
+    [dict(type='Constant', val=1.), dict(type='Pretrained', checkpoint='x.pth')],
+], ids=['one', 'list'])
+def test_the_flag_of_the_tools_reaches_loaders_and_backbones(tmp_path, monkeypatch, init_cfg):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    path = unsafe(tmp_path)
+    for arguments, reads in (([], False), (['--trust-checkpoint'], True)):
+        parser = argparse.ArgumentParser()
+        add_common_arguments(parser)
+        cfg = Config(dict(model=dict(backbone=dict(type='mmcasvit.CASViT', init_cfg=init_cfg)), work_dir='x'))
+        prepare(cfg, parser.parse_args(arguments))
+        given = cfg.model.backbone.init_cfg
+        assert (given[-1] if isinstance(given, list) else given).get('trust', False) == reads
+        if reads:
+            assert 'model' in CheckpointLoader.load_checkpoint(path)
+        else:
+            with pytest.raises(WeightsError, match='If you trust'):
+                CheckpointLoader.load_checkpoint(path)
+
+
+def test_safetensors_are_read_with_what_is_in_their_header(tmp_path):
+    weights = published_weights('xs')
+    write_checkpoint(dict(state_dict=weights, meta=dict(epoch=3)), tmp_path / 'x.safetensors')
+    content = read_checkpoint(tmp_path / 'x.safetensors')
+    assert content['meta'] == dict(epoch=3)
+    assert_close(content['state_dict'], weights, rtol=0, atol=0)
+    load_pretrained(CASViT('xs'), tmp_path / 'x.safetensors')
+    (tmp_path / 'bad.safetensors').write_bytes(b'bad')
+    with pytest.raises(WeightsError, match=r'bad\.safetensors is no safetensors file'):
+        read_checkpoint(tmp_path / 'bad.safetensors')
+
+
+def test_safetensors_are_named_where_they_are_missing(tmp_path, monkeypatch):
+    (tmp_path / 'x.safetensors').write_bytes(b'')
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(WeightsError, match=r'pip install "mmcasvit\[safetensors\]"'):
+        read_checkpoint(tmp_path / 'x.safetensors')
 
 
 @pytest.mark.parametrize('content', [b'', b'bad', b'no checkpoint', b'PK\x03\x04broken'],
@@ -143,3 +224,13 @@ def test_mmengine_checkpoints_are_read(tmp_path):
     content = read_checkpoint(path)
     assert content['message_hub']['log_scalars']['loss'].mean() == 1.5
     assert find_weights(content) == ('state_dict', {'a': content['state_dict']['a']})
+
+
+def test_classes_are_counted_by_the_layer_that_tells_them_apart():
+    for weights, classes in (
+            ({'roi_head.bbox_head.fc_cls.weight': torch.ones(81, 4), 'roi_head.mask_head.conv_logits.weight': 0}, 80),
+            ({'bbox_head.retina_cls.weight': torch.ones(720, 1), 'bbox_head.retina_reg.weight': torch.ones(36, 1)}, 80),
+            ({'decode_head.conv_seg.weight': torch.ones(150, 1)}, 150),
+            ({'head.head.weight': torch.ones(10, 4), 'head.dist_head.weight': torch.ones(10, 4)}, 10),
+            ({'neck.fc.weight': torch.ones(3, 3), 'fc_cls.bias': torch.ones(3)}, None)):
+        assert count_classes(weights) == classes

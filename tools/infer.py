@@ -8,7 +8,8 @@ from pathlib import Path
 from mmengine.utils import scandir
 from PIL import Image, UnidentifiedImageError
 
-from mmcasvit.tooling import UsageError, exits_cleanly, load_config
+from mmcasvit.conversion import adapted
+from mmcasvit.tooling import UsageError, add_trust_argument, exits_cleanly, load_config
 from mmcasvit.weights import find_weights, mismatches, read_checkpoint, use_safe_checkpoint_reader
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -23,6 +24,7 @@ def parse_args():
     parser.add_argument('--score-thr', type=float, default=.3, help='draw boxes from this score on (default: 0.3)')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument('--batch-size', type=int, default=1)
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
@@ -50,9 +52,9 @@ def main():
     args = parse_args()
     images = find_images(args.input)
     cfg = load_config(args.config)
-    _, weights = find_weights(read_checkpoint(args.checkpoint))
+    _, weights = find_weights(read_checkpoint(args.checkpoint, trust=args.trust_checkpoint))
     check_images(images)
-    use_safe_checkpoint_reader()
+    use_safe_checkpoint_reader(args.trust_checkpoint)
     cfg.model.backbone.pop('init_cfg', None)
     out = dict(out_dir=str(args.out_dir), batch_size=args.batch_size)
     if cfg.default_scope == 'mmdet':
@@ -64,7 +66,8 @@ def main():
         from mmseg.apis import MMSegInferencer
         inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
         predictions = args.out_dir / 'pred'
-    mismatches(inferencer.model, weights).refuse()
+    expected = inferencer.model.state_dict()
+    mismatches(expected, adapted(weights, expected)).refuse(loaded=True)
     inferencer(images, **out)
     print(f'{len(images)} images: drawn in {args.out_dir / "vis"}, predictions in {predictions}')
 

@@ -62,7 +62,7 @@ def main():
     if args.out and cfg.default_scope == 'mmdet' and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out of a detector must be a .pkl file, got {args.out}')
     check_data(cfg, 'test')
-    check_checkpoint(args.checkpoint)
+    check_checkpoint(args.checkpoint, args.trust_checkpoint)
     prepare(cfg, args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:

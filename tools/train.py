@@ -36,8 +36,9 @@ def main():
     check_data(cfg, 'train', 'val')
     prepare(cfg, args)
     if args.pretrained is not None:
-        check_checkpoint(args.pretrained)
-        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.pretrained)
+        check_checkpoint(args.pretrained, args.trust_checkpoint)
+        cfg.model.backbone.init_cfg = dict(
+            type='Pretrained', checkpoint=args.pretrained, trust=args.trust_checkpoint)
     if args.amp:
         if not has_accelerator():
             raise UsageError('--amp: mmengine trains in mixed precision on a GPU only, and none is visible here. Leave '
@@ -52,10 +53,10 @@ def main():
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume is not None:
-        check_checkpoint(args.resume)
+        check_checkpoint(args.resume, args.trust_checkpoint)
         cfg.resume, cfg.load_from = True, args.resume
     elif cfg.get('load_from'):
-        check_checkpoint(cfg.load_from)
+        check_checkpoint(cfg.load_from, args.trust_checkpoint)
     add_tensorboard(cfg)
     runner = build_runner(cfg)
     warn_about_random_backbone(cfg)
