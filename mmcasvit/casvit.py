@@ -1,16 +1,18 @@
 """CAS-ViT, a backbone whose token mixer gates instead of comparing tokens in pairs (arXiv 2408.03703).
 
-The file reads from the bottom layers to the model: gates, mixer, block, backbone. Names of parameters are
-those of the published weights, so that a published file loads without renaming.
+The file reads from the bottom layers to the model: what saves memory in training, gates, branches, block, backbone.
+Names of parameters are those of the published weights, so that a published file loads without renaming.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model.efficient_conv_bn_eval import efficient_conv_bn_eval_forward
 from mmengine.utils import is_list_of
-from torch import Tensor, nn
+from torch import Tensor, nn, rsqrt
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +28,59 @@ def _norm(norm_cfg: dict, channels: int) -> nn.Module:
 
 def _depthwise(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+
+def _folds(norm: nn.Module, conv: nn.Conv2d) -> bool:
+    """Whether ``norm_eval`` made a norm an affine map that a convolution in training can absorb.
+
+    In eval mode nothing is folded: exporters, tracers and hooks on norms find every layer in its place.
+    """
+    return isinstance(norm, _BatchNorm) and norm.track_running_stats and conv.training and not norm.training
+
+
+def _conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; with frozen statistics one convolution, which keeps no map for the gradient of the norm.
+
+    Source: "Tune-Mode ConvBN Blocks" (arXiv 2305.11624), mmengine's ``efficient_conv_bn_eval``.
+    """
+    return efficient_conv_bn_eval_forward(norm, conv, x) if _folds(norm, conv) else norm(conv(x))
+
+
+def _norm_conv(norm: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(norm(x))``; with frozen statistics one convolution, which must be 1x1: the norm comes before padding."""
+    if not _folds(norm, conv):
+        return conv(norm(x))
+    scale = rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1)
+    shift = (norm.bias if norm.affine else 0) - norm.running_mean * scale
+    # Multiplied and summed, since autocast would round a matrix product.
+    bias = (conv.weight * shift[:, None, None]).sum((1, 2, 3)) + (0 if conv.bias is None else conv.bias)
+    return conv._conv_forward(x, conv.weight * scale[:, None, None], bias)
+
+
+@contextmanager
+def _running_stats_kept(norms: Sequence[_BatchNorm]):
+    """Batch statistics are used but not recorded: a recomputation must not record them again."""
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor, owners: Sequence[nn.Module]) -> Tensor:
+    """``function(x)``, of which the backward pass computes again what it needs; its norms are in ``owners``.
+
+    PyTorch stops at the last tensor that is needed: a convolution at the end of the function is not computed again.
+    """
+    norms = [m for owner in owners for m in owner.modules()
+             if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    if not norms or is_compiling():  # a compiled graph records statistics in its forward half alone
+        return checkpoint(function, x, use_reentrant=False)
+    return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_stats_kept(norms)))
 
 
 class SpatialGate(nn.Module):
@@ -46,7 +101,8 @@ class SpatialGate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.block(x)
+        depthwise, norm, relu, conv, sigmoid = self.block
+        return x * sigmoid(conv(relu(_conv_norm(depthwise, norm, x))))
 
 
 class ChannelGate(nn.Module):
@@ -68,7 +124,30 @@ class ChannelGate(nn.Module):
         return x * self.block(x)
 
 
-class AdditiveTokenMixer(nn.Module):
+class Branch(nn.Module):
+    """What a residual connection of the block goes around: a dense convolution, then a light part.
+
+    Light are depthwise convolutions, norms, activations and gates, and a 1x1 convolution at the end: many
+    activations for little arithmetic. With ``with_cp='selective'`` the backward pass computes them again from the
+    output of the dense convolution, with ``with_cp=True`` all of the branch from its input.
+
+    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+    """
+
+    def __init__(self, with_cp: bool | str):
+        super().__init__()
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor, *norm: nn.Module) -> Tensor:
+        """Computes the branch, behind a norm if one is given."""
+        if not self.with_cp or not self.training:
+            return self.light(self.dense(x, *norm))
+        if self.with_cp == 'selective':
+            return _recomputed(self.light, self.dense(x, *norm), [self])
+        return _recomputed(lambda x: self.light(self.dense(x, *norm)), x, [self, *norm])
+
+
+class AdditiveTokenMixer(Branch):
     """Convolutional additive token mixer (CATM): adds gated queries and keys where attention multiplies them.
 
     Linear in the number of positions, since no two positions are ever compared.
@@ -77,20 +156,23 @@ class AdditiveTokenMixer(nn.Module):
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict):
-        super().__init__()
+    def __init__(self, channels: int, norm_cfg: dict, with_cp: bool | str):
+        super().__init__(with_cp)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.oper_q = nn.Sequential(SpatialGate(channels, norm_cfg), ChannelGate(channels))
         self.oper_k = nn.Sequential(SpatialGate(channels, norm_cfg), ChannelGate(channels))
         self.dwc = _depthwise(channels)
         self.proj = _depthwise(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=1)  # (N, 3C, H, W) to three of (N, C, H, W)
+    def dense(self, x: Tensor, norm: nn.Module) -> Tensor:
+        return _norm_conv(norm, self.qkv, x)
+
+    def light(self, x: Tensor) -> Tensor:
+        q, k, v = x.chunk(3, dim=1)  # (N, 3C, H, W) to three of (N, C, H, W)
         return self.proj(self.dwc(self.oper_q(q) + self.oper_k(k)) * v)
 
 
-class LocalPerception(nn.Module):
+class LocalPerception(Branch):
     """The integration subnet: mixes a 3x3 neighbourhood before the token mixer.
 
     Source: the published weights. The paper's text describes three depthwise convolutions, the weights hold a
@@ -98,8 +180,8 @@ class LocalPerception(nn.Module):
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict, act_cfg: dict):
-        super().__init__()
+    def __init__(self, channels: int, norm_cfg: dict, act_cfg: dict, with_cp: bool | str):
+        super().__init__(with_cp)
         self.network = nn.Sequential(
             nn.Conv2d(channels, channels, 1),
             _norm(norm_cfg, channels),
@@ -108,24 +190,32 @@ class LocalPerception(nn.Module):
             nn.Conv2d(channels, channels, 1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+    def dense(self, x: Tensor) -> Tensor:
+        conv, norm, *_ = self.network
+        return _conv_norm(conv, norm, x)
+
+    def light(self, x: Tensor) -> Tensor:
+        _, _, depthwise, act, conv = self.network
+        return conv(act(depthwise(x)))
 
 
-class Mlp(nn.Module):
+class Mlp(Branch):
     """Two 1x1 convolutions, four times wider in between.
 
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, act_cfg: dict):
-        super().__init__()
+    def __init__(self, channels: int, act_cfg: dict, with_cp: bool | str):
+        super().__init__(with_cp)
         self.fc1 = nn.Conv2d(channels, MLP_RATIO * channels, 1)
         self.act = build_activation_layer(act_cfg)
         self.fc2 = nn.Conv2d(MLP_RATIO * channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def dense(self, x: Tensor, norm: nn.Module) -> Tensor:
+        return _norm_conv(norm, self.fc1, x)
+
+    def light(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(x))
 
 
 class CASViTBlock(nn.Module):
@@ -137,19 +227,19 @@ class CASViTBlock(nn.Module):
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, drop_path: float, norm_cfg: dict, act_cfg: dict):
+    def __init__(self, channels: int, drop_path: float, norm_cfg: dict, act_cfg: dict, with_cp: bool | str):
         super().__init__()
-        self.local_perception = LocalPerception(channels, norm_cfg, act_cfg)
+        self.local_perception = LocalPerception(channels, norm_cfg, act_cfg, with_cp)
         self.norm1 = _norm(norm_cfg, channels)
-        self.attn = AdditiveTokenMixer(channels, norm_cfg)
+        self.attn = AdditiveTokenMixer(channels, norm_cfg, with_cp)
         self.norm2 = _norm(norm_cfg, channels)
-        self.mlp = Mlp(channels, act_cfg)
+        self.mlp = Mlp(channels, act_cfg, with_cp)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.local_perception(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 class Downsample(nn.Module):
@@ -164,30 +254,7 @@ class Downsample(nn.Module):
         self.norm = _norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))
-
-
-@contextmanager
-def _running_stats_kept(module: nn.Module):
-    """Batch statistics are used but not recorded: the recomputation of a block must not record them again."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-
-
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    records_stats = any(isinstance(m, _BatchNorm) and m.training for m in block.modules())
-    if not records_stats:
-        return checkpoint(block, x, use_reentrant=False)
-    return checkpoint(
-        block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_stats_kept(block)))
+        return _conv_norm(self.proj, self.norm, x)
 
 
 @MODELS.register_module()
@@ -203,10 +270,14 @@ class CASViT(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, ``k`` the stem and the first ``k`` stages with the
             downsampling in front of each. Frozen parts get no gradient and stay in eval mode. The output norms
             are never frozen: no published weights hold them, they are learned with the neck.
-        norm_eval: keep every BatchNorm of the backbone (SyncBN included) in eval mode under ``.train()``.
+        norm_eval: keep every BatchNorm of the backbone (SyncBN included) in eval mode under ``.train()``. Except for
+            the output norms they are then folded into the convolutions next to them in each step, which saves time
+            and memory; gradients are the same, but hooks on these norms do not fire in training.
         norm_cfg: the norm layers, as mmcv builds them.
         act_cfg: the activation of the integration subnet and of the MLP. The stem and the gates use ReLU.
-        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        with_cp: what the backward pass computes again instead of keeping it: nothing, with ``True`` the stem and
+            every branch of every block, with ``'selective'`` what is cheap in the branches (depthwise convolutions,
+            norms, activations, gates). Gradients stay the same, statistics are recorded once.
         init_cfg: as in mmengine. With ``type='Pretrained'`` the file may be a published one or a checkpoint of
             a detector or segmentor; see :func:`mmcasvit.load_pretrained` for what is accepted and refused.
 
@@ -255,7 +326,7 @@ class CASViT(BaseModule):
                  norm_eval: bool = False,
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
-                 with_cp: bool = False,
+                 with_cp: bool | str = False,
                  init_cfg: dict | list[dict] | None = None,
                  **unknown):
         if unknown:
@@ -268,6 +339,8 @@ class CASViT(BaseModule):
         if frozen_stages not in range(-1, 5):
             raise ValueError(f'frozen_stages must be -1 (nothing), 0 (the stem) or 1 to 4 (the stem and that many '
                              f'stages), got {frozen_stages!r}.')
+        if not isinstance(with_cp, bool) and with_cp != 'selective':
+            raise ValueError(f"with_cp must be False, True or 'selective', got {with_cp!r}.")
         norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
         act_cfg = dict(type='GELU') if act_cfg is None else act_cfg
         self.arch = arch
@@ -297,7 +370,7 @@ class CASViT(BaseModule):
                 self.network.append(Downsample(channels[stage - 1], width, norm_cfg))
             first = sum(depths[:stage])
             self.network.append(nn.Sequential(
-                *[CASViTBlock(width, rate, norm_cfg, act_cfg) for rate in rates[first:first + depth]]))
+                *[CASViTBlock(width, rate, norm_cfg, act_cfg, with_cp) for rate in rates[first:first + depth]]))
         for i in self.out_indices:
             self.add_module(f'norm{2 * i}', _norm(norm_cfg, channels[i]))
         self.train()
@@ -374,15 +447,19 @@ class CASViT(BaseModule):
         for cfg in pretrained:
             load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
 
+    def _stem(self, x: Tensor) -> Tensor:
+        conv1, norm1, relu1, conv2, norm2, relu2 = self.patch_embed
+        x = relu1(_conv_norm(conv1, norm1, x))
+        return relu2(_conv_norm(conv2, norm2, x))
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.patch_embed(x)
+        if self.with_cp is True and self.patch_embed.training:
+            x = _recomputed(self._stem, x, [self.patch_embed])
+        else:
+            x = self._stem(x)
         outputs = []
         for place, layer in enumerate(self.network):
-            if self.with_cp and self.training and place % 2 == 0:
-                for block in layer:
-                    x = _checkpointed(block, x)
-            else:
-                x = layer(x)
+            x = layer(x)
             if place % 2 == 0 and place // 2 in self.out_indices:
                 outputs.append(getattr(self, f'norm{place}')(x))
         return tuple(outputs)
