@@ -3,9 +3,15 @@
 mmdet, mmseg and mmpretrain resolve a scoped name such as ``mmcasvit.CASViT`` through the root registry,
 so one registration serves all of them.
 """
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.casvit'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit', locations=['mmcasvit.hooks'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit')
+DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit')
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit')

@@ -68,6 +68,10 @@ def test_make_dataset_checks_its_folder(run_tool, tmp_path):
     assert 'there already' in run_tool('make_dataset.py', *small, cwd=tmp_path).stdout
     assert '--force' in one_line(run_tool('make_dataset.py', *small, '--seed', 3, cwd=tmp_path, expect=2))
     assert '2 + 1 images' in run_tool('make_dataset.py', *small, '--seed', 3, '--force', cwd=tmp_path).stdout
+    (tmp_path / 'data/shapes/imagenet').rename(tmp_path / 'elsewhere')
+    line = one_line(run_tool('make_dataset.py', *small, '--seed', 3, cwd=tmp_path, expect=2))
+    assert 'lacks imagenet' in line
+    assert '--force' in line
     (tmp_path / 'mine').mkdir()
     assert 'not made by this tool' in one_line(
         run_tool('make_dataset.py', *small, '--out-dir', 'mine', '--force', cwd=tmp_path, expect=2))

@@ -9,6 +9,8 @@ from pathlib import Path
 from mmcasvit.shapes import write_dataset
 from mmcasvit.tooling import UsageError, exits_cleanly
 
+LAYOUTS = ('coco', 'ade', 'voc', 'imagenet')
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -33,6 +35,10 @@ def main():
     if note.is_file():
         present = {key: value for key, value in json.loads(note.read_text()).items() if key in wanted}
         if present == wanted and not args.force:
+            lacking = [layout for layout in LAYOUTS if not (args.out_dir / layout).is_dir()]
+            if lacking:
+                raise UsageError(f'{args.out_dir} lacks {", ".join(lacking)}: an earlier version made it. Use --force '
+                                 'to make it again.')
             print(f'{args.out_dir} is there already, made in the same way')
             return
         if not args.force:

@@ -1,0 +1,3 @@
+_base_ = 'casvit-xs_8xb128-300e_in1k-224.py'
+
+model = dict(backbone=dict(arch='t'), head=dict(in_channels=512))
