@@ -33,7 +33,7 @@ shapes = dict(
     ],
     train_cfg=dict(max_epochs=shapes_epochs, val_interval=3),
     default_hooks=dict(
-        logger=dict(interval=25), checkpoint=dict(interval=3), visualization=dict(interval=3, score_thr=0.5)),
+        logger=dict(interval=25), checkpoint=dict(interval=3), visualization=dict(interval=3, score_thr=0.3)),
     auto_scale_lr=dict(base_batch_size=4),
     custom_hooks=[dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.ChannelsLastHook')],
 )
