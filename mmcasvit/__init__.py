@@ -2,6 +2,8 @@
 from .casvit import CASViT
 from .hooks import ChannelsLastHook, CheckWeightsHook
 from .loading import watch_models
+from .model_zoo import config_path, get_config, get_model, list_configs
+from .plug import PlugError, plug
 from .version import __version__
 from .weights import WeightsError, extend_mmengine_loader, load_pretrained
 
@@ -9,4 +11,7 @@ from .weights import WeightsError, extend_mmengine_loader, load_pretrained
 extend_mmengine_loader()
 watch_models()
 
-__all__ = ['CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'WeightsError', '__version__', 'load_pretrained']
+__all__ = [
+    'CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'PlugError', 'WeightsError', '__version__', 'config_path',
+    'get_config', 'get_model', 'list_configs', 'load_pretrained', 'plug'
+]
