@@ -853,7 +853,7 @@ def try_out(cfg: Config, sizes: Sequence[int] = (96, 320), seed: int = 0) -> Tri
         try:
             return _try_out(cfg, size, seed)
         except TrialError as error:
-            if error.stage == 'build':
+            if error.stage == 'build' or 'allocate memory' in error.reason:
                 raise
             failure = error
     raise failure
