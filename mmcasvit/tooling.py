@@ -2,6 +2,7 @@
 import argparse
 import difflib
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -13,10 +14,15 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
+from torch import nn
 
+from .casvit import CASViT
 from .weights import WeightsError, read_checkpoint, use_safe_checkpoint_reader
 
-FRAMEWORKS = ('mmdet', 'mmseg')
+# What the configs can be for, and what to install for it.
+FRAMEWORKS = dict(
+    mmdet='onedl-mmdetection', mmseg='onedl-mmsegmentation', mmpretrain='"mmcasvit[classification]"')
 
 
 class UsageError(Exception):
@@ -72,16 +78,17 @@ def load_config(path: str, options: dict | None = None) -> Config:
         raise UsageError(f'config not found: {file.absolute()}'
                          + (f'. Did you mean {file.parent / near[0]}?' if near else ''))
     try:
-        cfg = Config.fromfile(file)
+        cfg = Config.fromfile(file, import_custom_modules=False)
     except Exception as error:
         raise UsageError(f'config {file} cannot be read: {type(error).__name__}: {error}') from error
     if cfg.get('default_scope') not in FRAMEWORKS:
         raise UsageError(f'config {file} has default_scope {cfg.get("default_scope")!r}; these tools run configs of '
-                         f'{" and ".join(FRAMEWORKS)}.')
-    if importlib.util.find_spec(cfg.default_scope) is None:
-        package = dict(mmdet='mmdetection', mmseg='mmsegmentation')[cfg.default_scope]
-        raise UsageError(f'config {file} needs {cfg.default_scope}, which is not installed: '
-                         f'pip install onedl-{package} (or OpenMMLab\'s own release, see requirements/).')
+                         f'{", ".join(FRAMEWORKS)}.')
+    _import_framework(cfg.default_scope, file)
+    try:
+        import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
+    except ImportError as error:
+        raise UsageError(f'config {file} cannot be read: {error}: {error.__context__}') from error
     options = dict(options or {})
     old_root, new_root = cfg.get('data_root'), options.get('data_root')
     try:
@@ -96,6 +103,18 @@ def load_config(path: str, options: dict | None = None) -> Config:
             raise UsageError(f'no data set of config {file} lies in its data_root {old_root}; override that of each '
                              'data set, such as train_dataloader.dataset.data_root=DIR.')
     return cfg
+
+
+def _import_framework(name: str, config: Path) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise UsageError(f'config {config} needs {name}, which is not installed: pip install {FRAMEWORKS[name]} (or '
+                         'OpenMMLab\'s own release, see requirements/).')
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever a package raises that finds its surroundings wrong
+        hint = (' Install the torchvision that was built for the installed PyTorch.' if 'torchvision' in str(error)
+                else '')
+        raise UsageError(f'config {config} needs {name}, and importing that failed: {error}.{hint}') from error
 
 
 def _move_data_root(node, old: str, new: str) -> int:
@@ -159,7 +178,9 @@ def _how_to_get(dataset: ConfigDict) -> str:
         CocoDataset='Download the 2017 train and val images and annotations from cocodataset.org and unpack them so '
                     'that annotations/, train2017/ and val2017/ lie in it',
         ADE20KDataset='Download ADEChallengeData2016.zip from sceneparsing.csail.mit.edu and unpack it so that '
-                      'images/ and annotations/ lie in it')
+                      'images/ and annotations/ lie in it',
+        ImageNet='Download the train and val images of ILSVRC2012 from image-net.org and unpack them so that train/ '
+                 'and val/ lie in it, each with a folder per class')
     advice = sources.get(dataset.get('type'), 'Put the data there')
     return f'{advice}, or say where it is: --cfg-options data_root=DIR'
 
@@ -220,6 +241,16 @@ def build_runner(cfg: Config) -> Runner:
         from mmengine.registry import RUNNERS
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def check_deployable(model: nn.Module) -> None:
+    """Looks for a backbone that ``--deploy`` can act on.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not any(isinstance(part, CASViT) for part in model.modules()):
+        raise UsageError('--deploy: the model of the config has no CASViT.')
 
 
 def warn_about_random_backbone(cfg: Config) -> None:

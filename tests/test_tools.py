@@ -97,10 +97,10 @@ def detector(run_tool, shapes, tmp_path_factory):
 @pytest.mark.slow
 def test_a_detector_trains_and_resumes(detector):
     cwd, _, first, second = detector
-    assert 'Epoch(train)  [1][4/4]' in first
+    assert 'Epoch(train) [1][4/4]' in first
     assert 'eta:' in first
-    assert 'Epoch(train)  [2][1/4]' in second
-    assert 'Epoch(train)  [1]' not in second
+    assert 'Epoch(train) [2][1/4]' in second
+    assert 'Epoch(train) [1]' not in second
     assert 'resumed epoch: 1' in second
     assert (cwd / 'run' / 'epoch_2.pth').is_file()
     assert list((cwd / 'run').rglob('events.out.tfevents*')), 'no TensorBoard curves'

@@ -1,15 +1,18 @@
 """Predicts on an image or a folder of images: draws over them (OUT/vis) and writes what was found.
 
-Detectors write one JSON per image (OUT/preds), segmentors one index mask per image as PNG (OUT/pred).
+Detectors and classifiers write one JSON per image (OUT/preds), segmentors one index mask per image as PNG (OUT/pred).
 """
 import argparse
 from pathlib import Path
 
+from mmengine.device import get_device
+from mmengine.fileio import dump
 from mmengine.utils import scandir
 from PIL import Image, UnidentifiedImageError
 
 from mmcasvit.conversion import adapted
-from mmcasvit.tooling import UsageError, add_trust_argument, exits_cleanly, load_config
+from mmcasvit.deployment import deploy
+from mmcasvit.tooling import UsageError, add_trust_argument, check_deployable, exits_cleanly, load_config
 from mmcasvit.weights import find_weights, mismatches, read_checkpoint, use_safe_checkpoint_reader
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -24,6 +27,8 @@ def parse_args():
     parser.add_argument('--score-thr', type=float, default=.3, help='draw boxes from this score on (default: 0.3)')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--deploy', action='store_true',
+                        help='predict with the deploy form of the model, with its norms folded away')
     add_trust_argument(parser)
     return parser.parse_args()
 
@@ -62,13 +67,28 @@ def main():
         inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
         out |= dict(pred_score_thr=args.score_thr, no_save_pred=False)
         predictions = args.out_dir / 'preds'
+    elif cfg.default_scope == 'mmpretrain':
+        from mmpretrain import ImageClassificationInferencer
+        inferencer = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device or get_device())
+        # Drawings get one size: the names of classes would not fit into a small picture.
+        out = dict(show_dir=str(args.out_dir / 'vis'), resize=448, batch_size=args.batch_size)
+        predictions = args.out_dir / 'preds'
+        predictions.mkdir(parents=True, exist_ok=True)
     else:
         from mmseg.apis import MMSegInferencer
         inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
+        # mmseg draws in the colours of Cityscapes unless it is told otherwise
+        inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
         predictions = args.out_dir / 'pred'
     expected = inferencer.model.state_dict()
     mismatches(expected, adapted(weights, expected)).refuse(loaded=True)
-    inferencer(images, **out)
+    if args.deploy:
+        check_deployable(inferencer.model)
+        inferencer.model = deploy(inferencer.model)
+    results = inferencer(images, **out)
+    if cfg.default_scope == 'mmpretrain':
+        for image, result in zip(images, results):
+            dump(result, predictions / f'{Path(image).stem}.json', indent=1)
     print(f'{len(images)} images: drawn in {args.out_dir / "vis"}, predictions in {predictions}')
 
 

@@ -1,8 +1,9 @@
-"""Evaluates a checkpoint with its config, of mmdet or of mmseg."""
+"""Evaluates a checkpoint with its config, of mmdet, mmseg or mmpretrain."""
 import argparse
 import os
 
 from mmengine.config import ConfigDict
+from mmengine.evaluator import DumpResults
 
 from mmcasvit.tooling import (
     UsageError,
@@ -10,6 +11,7 @@ from mmcasvit.tooling import (
     build_runner,
     check_checkpoint,
     check_data,
+    check_deployable,
     exits_cleanly,
     load_config,
     prepare,
@@ -21,12 +23,14 @@ def parse_args():
     parser.add_argument('config', help='config file; it says which framework')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out', metavar='FILE.pkl|DIR',
-                        help='keep the predictions: a pickle file for detectors, a folder of index masks for '
-                             'segmentors')
+                        help='keep the predictions: a pickle file for detectors and classifiers, a folder of index '
+                             'masks for segmentors')
     parser.add_argument('--show', action='store_true', help='show every prediction in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into a folder')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between windows')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as the config has it')
+    parser.add_argument('--deploy', action='store_true',
+                        help='evaluate the deploy form of the model, with its norms folded away')
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -46,21 +50,22 @@ def draw_predictions(cfg, args):
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UsageError('--show and --show-dir: the config has no visualization among its default_hooks.')
-    hook.draw, hook.show, hook.wait_time, hook.interval = True, args.show, args.wait_time, 1
+    hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
+    hook.show, hook.wait_time, hook.interval = args.show, args.wait_time, 1
     if args.show_dir:
         folder = os.path.abspath(args.show_dir)
-        if cfg.default_scope == 'mmdet':
-            hook.test_out_dir = folder
-        else:
+        if cfg.default_scope == 'mmseg':
             cfg.visualizer.save_dir = folder
+        else:
+            hook[dict(mmdet='test_out_dir', mmpretrain='out_dir')[cfg.default_scope]] = folder
 
 
 @exits_cleanly
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
-    if args.out and cfg.default_scope == 'mmdet' and not args.out.endswith(('.pkl', '.pickle')):
-        raise UsageError(f'--out of a detector must be a .pkl file, got {args.out}')
+    if args.out and cfg.default_scope != 'mmseg' and not args.out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out of a detector or classifier must be a .pkl file, got {args.out}')
     check_data(cfg, 'test')
     check_checkpoint(args.checkpoint, args.trust_checkpoint)
     prepare(cfg, args)
@@ -75,10 +80,16 @@ def main():
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
     # The file is read in full above: initial weights of the backbone would only be overwritten.
     cfg.model.get('module', cfg.model).get('backbone', {}).pop('init_cfg', None)
+    if args.deploy:
+        cfg.custom_hooks.append(dict(type='mmcasvit.DeployHook'))
     runner = build_runner(cfg)
+    if args.deploy:
+        check_deployable(runner.model)
     if args.out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    elif args.out and cfg.default_scope == 'mmpretrain':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()
 
 

@@ -1,4 +1,4 @@
-"""Trains the model of a config, of mmdet or of mmseg."""
+"""Trains the model of a config, of mmdet, mmseg or mmpretrain."""
 import argparse
 
 from mmcasvit.tooling import (
