@@ -1,0 +1,158 @@
+"""The forms a model can be run in. A form is one or more of these joined by ``+``, applied from left to right."""
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from ..hooks import ChannelsLastHook
+from ..tooling import UsageError
+from .models import Backbone, NotApplicable, WholeModel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a form has to know of how it will be run."""
+    example: Tensor | dict
+    precision: str
+    device: str
+    threads: int
+    train: bool
+
+
+Subject = Backbone | WholeModel
+
+
+def _eager(subject: Subject, setting: Setting) -> None:
+    """The model as it is built."""
+
+
+def _deploy(subject: Subject, setting: Setting) -> None:
+    from .. import deploy
+    if not subject.is_casvit:
+        raise NotApplicable('only a CAS-ViT has a deploy form')
+    if setting.train:
+        raise NotApplicable('the deploy form cannot be trained')
+    subject.module = deploy(subject.module)
+
+
+def _channels_last(subject: Subject, setting: Setting) -> None:
+    # The hook knows which operators must not see such maps; it asks nothing of its runner but the model.
+    ChannelsLastHook().before_run(SimpleNamespace(model=subject.module))
+
+
+def _compiled(subject: Subject, setting: Setting) -> None:
+    # Variants of one class share the code that is compiled, and the default limit is a handful of them.
+    import torch._dynamo
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 512)
+    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 2048)
+    if isinstance(subject, Backbone):
+        subject.module = torch.compile(subject.module, dynamic=False)
+    else:
+        for part in ('backbone', 'neck'):
+            if getattr(subject.module, part, None) is not None:
+                setattr(subject.module, part, torch.compile(getattr(subject.module, part), dynamic=False))
+
+
+class _Runtime(nn.Module):
+    """An exported graph behind the call of a module."""
+
+    def __init__(self, run: Callable):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, self.run(x.numpy())))
+
+
+def _export(subject: Subject, setting: Setting, folder: str, name: str) -> Path:
+    if isinstance(subject, WholeModel):
+        raise NotApplicable(f'{name} runs backbones alone here')
+    if setting.train or setting.device != 'cpu':
+        raise NotApplicable(f'{name} is measured for inference on the CPU')
+    path = Path(folder, 'model.onnx')
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of every operator of an absent torchvision
+    with torch.no_grad():
+        torch.onnx.export(subject.module, (setting.example, ), path, input_names=['image'], dynamo=True,
+                          verbose=False)
+    return path
+
+
+def _onnxruntime(subject: Subject, setting: Setting) -> None:
+    import onnxruntime
+    if setting.precision != 'fp32':
+        raise NotApplicable(f'onnxruntime has no {setting.precision} convolutions on the CPU')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = _export(subject, setting, folder, 'onnxruntime')
+        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    subject.module = _Runtime(lambda x: session.run(None, dict(image=x)))
+
+
+def _openvino(subject: Subject, setting: Setting) -> None:
+    import openvino
+    # Its default would be bf16 wherever the processor has it.
+    precision = dict(fp32='f32', bf16='bf16', fp16='f16')[setting.precision]
+    with tempfile.TemporaryDirectory() as folder:
+        path = _export(subject, setting, folder, 'openvino')
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(path), 'CPU', {
+            'INFERENCE_NUM_THREADS': setting.threads, 'INFERENCE_PRECISION_HINT': precision,
+            'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1})
+    request = compiled.create_infer_request()
+
+    def run(x):
+        found = request.infer([x], share_inputs=True, share_outputs=True)
+        return [found[output] for output in compiled.outputs]
+    subject.module = _Runtime(run)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One step of a form.
+
+    Attributes:
+        apply: changes the module of a subject.
+        packages: what must be installed for it.
+        exported: nothing can follow it, and the weights are in the precision that the runtime was told.
+    """
+    apply: Callable[[Subject, Setting], None]
+    packages: tuple[str, ...] = ()
+    exported: bool = False
+
+
+FORMS: dict[str, Form] = dict(
+    eager=Form(_eager),
+    deploy=Form(_deploy),
+    channels_last=Form(_channels_last),
+    compiled=Form(_compiled),
+    onnxruntime=Form(_onnxruntime, ('onnx', 'onnxscript', 'onnxruntime'), exported=True),
+    openvino=Form(_openvino, ('onnx', 'onnxscript', 'openvino'), exported=True),
+)
+
+
+def parse_form(form: str) -> list[Form]:
+    """The steps of a form.
+
+    Raises:
+        UsageError: an unknown step, one at a place where it cannot stand, or one whose packages are not installed.
+    """
+    names = form.split('+')
+    for place, name in enumerate(names):
+        if name not in FORMS:
+            raise UsageError(f'unknown form {name!r}. Valid: {", ".join(FORMS)}, or several joined by +.')
+        if FORMS[name].exported and place < len(names) - 1:
+            raise UsageError(f'form {form}: nothing can follow {name}.')
+        if FORMS[name].exported and 'compiled' in names:
+            raise UsageError(f'form {form}: {name} compiles by itself, and cannot take what PyTorch has compiled.')
+        missing = [package for package in FORMS[name].packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UsageError(f'form {name} needs {", ".join(missing)}: pip install "mmcasvit[benchmark]"')
+    return [FORMS[name] for name in names]

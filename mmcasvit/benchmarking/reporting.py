@@ -1,0 +1,171 @@
+"""Tables, files and plots of what was measured."""
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .measuring import Spread
+from .published import METRICS, PUBLISHED
+
+CASVIT_FAMILY = ('xs', 's', 'm', 't')
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+
+
+def markdown(rows: Sequence[Mapping[str, object]], columns: Iterable[str] | None = None) -> str:
+    """A Markdown table. None is written as a dash, a float to three significant digits or whole."""
+    columns = list(columns or rows[0])
+    lines = [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
+    lines += [f'| {" | ".join(_text(row.get(column)) for column in columns)} |' for row in rows]
+    return '\n'.join(lines)
+
+
+def _text(value) -> str:
+    if value is None:
+        return '-'
+    if isinstance(value, float):
+        return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
+    return str(value)
+
+
+def split_constant(rows: Sequence[Mapping[str, object]], fields: Iterable[str]) -> tuple[dict, list[str]]:
+    """Of some fields those that are the same in all rows, with their values, and the names of the others."""
+    constant, varying = {}, []
+    for field in fields:
+        values = {row[field] for row in rows}
+        if len(values) == 1:
+            constant[field] = values.pop()
+        else:
+            varying.append(field)
+    return constant, varying
+
+
+def flat(row: Mapping[str, object]) -> dict[str, object]:
+    """Spreads as three columns, for files that hold nothing nested."""
+    result = {}
+    for key, value in row.items():
+        if isinstance(value, Spread):
+            result |= {key: value.median, f'{key}_q1': value.low, f'{key}_q3': value.high}
+        elif not isinstance(value, (list, tuple)):
+            result[key] = value
+    return result
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+    rows = [flat(row) for row in rows]
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: str | Path, rows: Sequence[Mapping[str, object]], **about) -> None:
+    """All of it, the single samples too."""
+    plain = [{**flat(row), **{key: value for key, value in row.items() if isinstance(value, list)}} for row in rows]
+    Path(path).write_text(json.dumps(dict(**about, rows=plain), indent=1) + '\n')
+
+
+def _pyplot():
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    pyplot.rcParams.update({'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
+                            'axes.axisbelow': True, 'grid.color': '#dddddd', 'legend.frameon': False})
+    return pyplot
+
+
+def _save(figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, bbox_inches='tight')
+    _pyplot().close(figure)
+
+
+def plot_times(path: str | Path, rows: Sequence[Mapping[str, object]], labels: Sequence[str], title: str) -> None:
+    """One bar a row: the median, whiskers at the quartiles, a tick where the machine's limit lies.
+
+    Args:
+        rows: with ``seconds`` (a :class:`Spread`) and ``bound_ms``.
+        labels: one a row.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7.5, .8 + .27 * len(rows)))
+    places = range(len(rows))
+    medians = [row['seconds'].median * 1000 for row in rows]
+    whiskers = [[(row['seconds'].median - row['seconds'].low) * 1000 for row in rows],
+                [(row['seconds'].high - row['seconds'].median) * 1000 for row in rows]]
+    models = list(dict.fromkeys(row['model'] for row in rows))
+    shades = [_COLOURS[0] if row['library'] == 'mmcasvit' else '#999999' for row in rows] if len(models) > 1 \
+        else [_COLOURS[0]] * len(rows)
+    axes.barh(places, medians, color=shades, height=.7)
+    axes.errorbar(medians, places, xerr=whiskers, fmt='none', ecolor='#333333', elinewidth=.8, capsize=2)
+    axes.plot([row['bound_ms'] for row in rows], places, '|', color='#d55e00', markersize=10, markeredgewidth=2,
+              label='the larger of the two limits')
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0)
+    axes.set_xlabel('ms a pass')
+    axes.set_title(title, loc='left', fontsize=9)
+    axes.grid(axis='x')
+    axes.legend(loc='upper center', bbox_to_anchor=(.5, -.8 / (.8 + .27 * len(rows)) - .02))
+    _save(figure, path)
+
+
+def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, object]], title: str) -> None:
+    """Published accuracy against measured time, a row of panels for each form and a column for each metric."""
+    pyplot = _pyplot()
+    forms = list(dict.fromkeys(row['form'] for row in rows))
+    figure, grid = pyplot.subplots(len(forms), len(METRICS), figsize=(4.6 * len(METRICS), 3.5 * len(forms)),
+                                   squeeze=False, layout='constrained')
+    for form, panels in zip(forms, grid):
+        for (metric, name), axes in zip(METRICS.items(), panels):
+            points = [(row['seconds'].median * 1000, getattr(PUBLISHED[row['model']], metric), row['model'])
+                      for row in rows if row['form'] == form and row['model'] in PUBLISHED
+                      and getattr(PUBLISHED[row['model']], metric) is not None]
+            family = sorted(point for point in points if point[2] in CASVIT_FAMILY)
+            others = [point for point in points if point[2] not in CASVIT_FAMILY]
+            axes.plot(*list(zip(*family))[:2] if family else ([], []), 'o-', color=_COLOURS[0], label='CAS-ViT')
+            axes.plot(*list(zip(*others))[:2] if others else ([], []), 'o', color='#888888', label='other libraries')
+            for x, y, model in points:
+                # Names of the family above its line, those of the others below their points.
+                ours = model in CASVIT_FAMILY
+                axes.annotate(model, (x, y), xytext=(0, 5 if ours else -6), textcoords='offset points', fontsize=7,
+                              ha='center', va='bottom' if ours else 'top', color=_COLOURS[0] if ours else '#555555')
+            axes.set_xscale('log')
+            axes.margins(.12)
+            axes.grid(which='both')
+            axes.xaxis.set_major_formatter('{x:g}')
+            axes.xaxis.set_minor_formatter('{x:g}')
+            axes.tick_params(axis='x', which='minor', labelsize=7)
+            axes.set_xlabel(f'ms a pass, measured ({form})')
+            axes.set_ylabel(f'{name}, published', fontsize=8)
+    grid[0][0].legend(loc='lower right')
+    figure.suptitle(title, fontsize=9, x=.01, ha='left')
+    _save(figure, path)
+
+
+def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+                 exponents: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """How several quantities grow with the pixels, a panel for each, both axes logarithmic.
+
+    Args:
+        curves: of each quantity, of each model, its points.
+        exponents: of each quantity, of each model, the fitted exponent.
+    """
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.3), squeeze=False,
+                                     layout='constrained')
+    for (quantity, models), axes in zip(curves.items(), panels[0]):
+        for colour, (model, points) in zip(_COLOURS, models.items()):
+            axes.plot(*zip(*points), 'o-', color=colour, markersize=4,
+                      label=f'{model}: pixels^{exponents[quantity][model]:.2f}')
+        axes.set_xscale('log')
+        axes.set_yscale('log')
+        sides = sorted({round(x ** .5) for points in models.values() for x, _ in points})
+        axes.set_xticks([side ** 2 for side in sides], [str(side) for side in sides], fontsize=7)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.grid()
+        axes.set_xlabel('side of the square image, pixels')
+        axes.set_title(quantity, fontsize=9)
+        axes.legend(fontsize=7)
+    figure.suptitle(title, fontsize=9, x=.01, ha='left')
+    _save(figure, path)
