@@ -53,6 +53,8 @@ setup(
         # mmpretrain itself, and with it mmdet, cannot be imported beside transformers 5.
         'classification': ['onedl-mmpretrain>=1.3.6'],
         'classification-openmmlab': ['mmpretrain>=1.2.0'],
+        # mmdet imports mmpretrain where it is installed, and that fails beside transformers 5.
+        'benchmark': ['transformers>=4.40,<5', 'onnx', 'onnxscript', 'onnxruntime', 'openvino'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboard', 'safetensors'],
