@@ -1,5 +1,6 @@
 """CAS-ViT (arXiv 2408.03703) as a backbone for OpenMMLab."""
 from .casvit import CASViT
+from .deployment import DeployHook, deploy
 from .hooks import ChannelsLastHook, CheckWeightsHook
 from .loading import watch_models
 from .model_zoo import config_path, get_config, get_model, list_configs
@@ -12,6 +13,6 @@ extend_mmengine_loader()
 watch_models()
 
 __all__ = [
-    'CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'PlugError', 'WeightsError', '__version__', 'config_path',
-    'get_config', 'get_model', 'list_configs', 'load_pretrained', 'plug'
+    'CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'DeployHook', 'PlugError', 'WeightsError', '__version__',
+    'config_path', 'deploy', 'get_config', 'get_model', 'list_configs', 'load_pretrained', 'plug'
 ]

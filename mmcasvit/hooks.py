@@ -43,6 +43,17 @@ def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
     return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
+def to_channels_last(model: nn.Module) -> None:
+    """Brings the weights of a model into channels_last format and has mmcv's operators get contiguous maps."""
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        source = type(module).__module__
+        if source.startswith(('mmcv.ops', 'mmcv.cnn.bricks.conv_ws')):  # the latter views its weights as a matrix
+            module.to(memory_format=torch.contiguous_format)
+        if source.startswith('mmcv.ops'):
+            module.register_forward_pre_hook(_contiguous_inputs)
+
+
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
     """Keeps the model's convolutions, and so the maps between them, in PyTorch's channels_last memory format.
@@ -53,8 +64,4 @@ class ChannelsLastHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        runner.model.to(memory_format=torch.channels_last)
-        for module in runner.model.modules():
-            if type(module).__module__.startswith('mmcv.ops'):
-                module.to(memory_format=torch.contiguous_format)
-                module.register_forward_pre_hook(_contiguous_inputs)
+        to_channels_last(runner.model)
