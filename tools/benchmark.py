@@ -184,7 +184,6 @@ def compare(args):
         raise UsageError(f'--plot-accuracy: no figures are known of these models. Known: {", ".join(PUBLISHED)}.')
     rows, more = comparing.measure(variants, plan, baseline, tell)
     left_out += more
-    print(comparison_text(args, rows, baseline, left_out))
     machine = measuring.machine(args.devices)
     write_files(args, rows, machine=machine, left_out=left_out)
     fields = [field.name for field in dataclasses.fields(comparing.Variant)]
@@ -195,6 +194,7 @@ def compare(args):
         reporting.plot_times(args.plot, rows, labels, title)
     if args.plot_accuracy:
         reporting.plot_accuracy(args.plot_accuracy, rows, title)
+    return comparison_text(args, rows, baseline, left_out)
 
 
 def in_words(constant):
@@ -270,13 +270,11 @@ def scaling(args):
                      for quantity in curves for model in args.models}})
     constant, _ = reporting.split_constant(rows, ['mode', 'form', 'precision', 'device', 'threads', 'batch'])
     machine = measuring.machine([args.device])
-    print(f'{in_words(constant)}; {rounds_in_words(args)} on {machine}.\n')
-    print(reporting.markdown(table))
-    for line in left_out:
-        print(f'\nleft out: {line}')
     write_files(args, rows, machine=machine, left_out=left_out, exponents=exponents)
     if args.plot:
         reporting.plot_scaling(args.plot, curves, exponents, f'{in_words(constant)}; {machine}')
+    return '\n'.join([f'{in_words(constant)}; {rounds_in_words(args)} on {machine}.', '', reporting.markdown(table),
+                      *(f'\nleft out: {line}' for line in left_out)])
 
 
 def operator_groups(args):
@@ -302,9 +300,9 @@ def operator_groups(args):
             rates.append([limit.amount / timer() for limit, timer in zip((product, copy), timers)])
     macs, moved = (measuring.spread(rate).median for rate in zip(*rates))
     how = f'{"processor time, " if args.cpu_time else ""}medians of {args.rounds} passes'
-    print(f'{variants[0]}; {how} on {measuring.machine([args.device])}. Limits in the same rounds: '
-          f'{macs / 1e9:.0f} GMAC/s and {moved / 1e9:.1f} GB/s.\n')
-    print(reporting.markdown(operators.operator_table(passes, macs, moved)))
+    return (f'{variants[0]}; {how} on {measuring.machine([args.device])}. Limits in the same rounds: '
+            f'{macs / 1e9:.0f} GMAC/s and {moved / 1e9:.1f} GB/s.\n\n'
+            + reporting.markdown(operators.operator_table(passes, macs, moved)))
 
 
 def step(args):
@@ -320,29 +318,32 @@ def step(args):
     work_dir = tempfile.mkdtemp(prefix='mmcasvit-step-')
     try:
         cfg.launcher, cfg.work_dir, cfg.load_from, cfg.resume = 'none', work_dir, None, False
-        with contextlib.redirect_stdout(sys.stderr):  # the log, so that stdout has the table alone
-            runner = build_runner(cfg)
-            try:
-                steps, order = stepping.measure_steps(runner, args.steps, args.warmup)
-            except ValueError as error:
-                raise UsageError(f'step: {error}.') from error
+        runner = build_runner(cfg)
+        try:
+            steps, order = stepping.measure_steps(runner, args.steps, args.warmup)
+        except ValueError as error:
+            raise UsageError(f'step: {error}.') from error
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     table = stepping.step_table(steps, order)
     device = 'cuda' if next(runner.model.parameters()).is_cuda else 'cpu'
     loader = cfg.train_dataloader
-    print(f'{Path(args.config).name}: {args.steps} steps of {loader.batch_size} images, {loader.num_workers} workers, '
-          f'{comparing.count_of(torch.get_num_threads(), "thread")}, on {measuring.machine([device])}.\n')
-    print(reporting.markdown(table))
     if args.csv:
         reporting.write_csv(args.csv, table)
+    workers, threads = (comparing.count_of(number, thing) for number, thing in
+                        [(loader.num_workers, 'worker'), (torch.get_num_threads(), 'thread')])
+    return (f'{Path(args.config).name}: {args.steps} steps of {loader.batch_size} images, {workers}, {threads}, on '
+            f'{measuring.machine([device])}.\n\n' + reporting.markdown(table))
 
 
 @exits_cleanly
 def main():
     args = parse_args()
     check_files(args)
-    dict(compare=compare, scaling=scaling, operators=operator_groups, step=step)[args.command](args)
+    command = dict(compare=compare, scaling=scaling, operators=operator_groups, step=step)[args.command]
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print, so that stdout has the tables alone
+        text = command(args)
+    print(text)
 
 
 if __name__ == '__main__':

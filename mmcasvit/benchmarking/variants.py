@@ -2,10 +2,11 @@
 import ctypes
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -207,7 +208,7 @@ def peak_memory(variant: Variant, prepared: Prepared | None = None) -> Memory | 
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload([__name__])
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_resident_peak, asdict(variant)).result()
+            return pool.submit(_quiet_resident_peak, asdict(variant)).result()
     except BrokenProcessPool:
         return None
     finally:
@@ -223,6 +224,11 @@ def _resident(field: str) -> int:
 def _settle() -> int:
     ctypes.CDLL(None).malloc_trim(0)
     return _resident('VmRSS')
+
+
+def _quiet_resident_peak(fields: dict) -> Memory:
+    with redirect_stdout(sys.stderr):
+        return _resident_peak(fields)
 
 
 def _resident_peak(fields: dict) -> Memory:
