@@ -211,12 +211,13 @@ def comparison_text(args, rows, baseline, left_out):
                      for value in baseline.values())
     extra = [field for field in ('library', 'outputs') if len({row[field] for row in rows}) > 1]
     table = reporting.markdown([comparing.table_row(row, [*(varying or ['model']), *extra], name) for row in rows])
-    deviations = [row['deviation'] for row in rows if row['deviation'] is not None]
+    changed = [row for row in rows
+               if row['deviation'] is not None and (row['form'], row['precision']) != ('eager', 'fp32')]
     lines = [f'{in_words(constant)}; {rounds_in_words(args)} on '
              f'{measuring.machine(args.devices)}. Limits in the same rounds: {comparing.rates_in_words(rows)}.',
              '', table]
-    if deviations:
-        worst = max((row for row in rows if row['deviation'] is not None), key=lambda row: row['deviation'])
+    if changed:
+        worst = max(changed, key=lambda row: row['deviation'])
         lines += ['', f'Outputs differ from those of the eager fp32 model by {worst["deviation"]:.1g} at most '
                       f'(relative, {worst["model"]} {worst["form"]} {worst["precision"]}).']
     lines += [f'\nleft out: {line}' for line in left_out]

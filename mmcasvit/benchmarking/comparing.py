@@ -227,7 +227,7 @@ def check_all(variants: Sequence[Variant], asked_for: set[str]) -> tuple[list[Va
     Raises:
         UsageError: a wrong name, a missing package, a device that is not there.
     """
-    good, left_out = [], {}
+    good, left_out, missing = [], {}, {}
     for variant in variants:
         if variant.device == 'cuda' and not torch.cuda.is_available():
             raise UsageError('--devices cuda: no GPU is visible to PyTorch here.')
@@ -236,11 +236,12 @@ def check_all(variants: Sequence[Variant], asked_for: set[str]) -> tuple[list[Va
         except MissingLibrary as reason:
             if variant.model in asked_for:
                 raise UsageError(str(reason)) from reason
-            left_out[str(reason)] = None
+            missing[reason.reason] = [*missing.get(reason.reason, []), reason.model]
         except NotApplicable as reason:
             left_out[str(reason)] = None
         else:
             good.append(variant)
+    lines = [*left_out, *(f'{", ".join(dict.fromkeys(names))}: {reason}' for reason, names in missing.items())]
     if not good:
-        raise UsageError('nothing to measure: ' + '; '.join(left_out))
-    return good, list(left_out)
+        raise UsageError('nothing to measure: ' + '; '.join(lines))
+    return good, lines

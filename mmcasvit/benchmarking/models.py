@@ -28,7 +28,16 @@ class NotApplicable(Exception):
 
 
 class MissingLibrary(NotApplicable):
-    """A peer whose library cannot be imported; the message says what to install."""
+    """A peer whose library cannot be imported; the message says what to install.
+
+    Attributes:
+        model: the peer.
+        reason: the message without its name.
+    """
+
+    def __init__(self, model: str, reason: str):
+        super().__init__(f'{model} {reason}')
+        self.model, self.reason = model, reason
 
 
 class SoftmaxAttention(nn.Module):
@@ -179,12 +188,12 @@ def check_library(name: str) -> None:
     """Raises :class:`MissingLibrary` where the library of a peer cannot be imported."""
     library = PEERS[name].library
     if importlib.util.find_spec(library) is None:
-        raise MissingLibrary(f'{name} needs {library}, which is not installed: {_INSTALL[library]}')
+        raise MissingLibrary(name, f'needs {library}, which is not installed: {_INSTALL[library]}')
     if library == 'timm':
         try:
             importlib.import_module('timm')
         except Exception as error:
-            raise MissingLibrary(f'{name}: timm cannot be imported ({error}): {_INSTALL["timm"]}') from error
+            raise MissingLibrary(name, f'needs timm, which cannot be imported ({error}): {_INSTALL["timm"]}') from error
 
 
 def parse_name(name: str) -> tuple[str, dict]:

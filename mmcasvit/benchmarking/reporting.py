@@ -103,15 +103,16 @@ def plot_times(path: str | Path, rows: Sequence[Mapping[str, object]], labels: S
     axes.invert_yaxis()
     axes.set_xlim(0)
     axes.set_xlabel('ms a pass')
-    axes.set_title(title, loc='left', fontsize=9)
+    axes.set_title(title, loc='left', fontsize=9, pad=24)
     axes.grid(axis='x')
-    axes.legend(loc='upper center', bbox_to_anchor=(.5, -.8 / (.8 + .27 * len(rows)) - .02))
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=.2)
     _save(figure, path)
 
 
 def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, object]], title: str) -> None:
     """Published accuracy against measured time, a row of panels for each form and a column for each metric."""
     pyplot = _pyplot()
+    from matplotlib.ticker import LogLocator, NullLocator
     forms = list(dict.fromkeys(row['form'] for row in rows))
     figure, grid = pyplot.subplots(len(forms), len(METRICS), figsize=(4.6 * len(METRICS), 3.5 * len(forms)),
                                    squeeze=False, layout='constrained')
@@ -124,22 +125,34 @@ def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, object]], title:
             others = [point for point in points if point[2] not in CASVIT_FAMILY]
             axes.plot(*list(zip(*family))[:2] if family else ([], []), 'o-', color=_COLOURS[0], label='CAS-ViT')
             axes.plot(*list(zip(*others))[:2] if others else ([], []), 'o', color='#888888', label='other libraries')
-            for x, y, model in points:
-                # Names of the family above its line, those of the others below their points.
-                ours = model in CASVIT_FAMILY
-                axes.annotate(model, (x, y), xytext=(0, 5 if ours else -6), textcoords='offset points', fontsize=7,
-                              ha='center', va='bottom' if ours else 'top', color=_COLOURS[0] if ours else '#555555')
+            for (x, y, model), (place, anchor) in zip(points, _label_places(points)):
+                axes.annotate(model, (x, y), xytext=place, textcoords='offset points', fontsize=7, **anchor,
+                              color=_COLOURS[0] if model in CASVIT_FAMILY else '#555555')
             axes.set_xscale('log')
             axes.margins(.12)
             axes.grid(which='both')
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter('{x:g}')
-            axes.xaxis.set_minor_formatter('{x:g}')
-            axes.tick_params(axis='x', which='minor', labelsize=7)
             axes.set_xlabel(f'ms a pass, measured ({form})')
             axes.set_ylabel(f'{name}, published', fontsize=8)
     grid[0][0].legend(loc='lower right')
     figure.suptitle(title, fontsize=9, x=.01, ha='left')
     _save(figure, path)
+
+
+def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tuple[int, int], dict]]:
+    """Where names go: above the points of the family, else to the right, or left where another point is near there."""
+    places = []
+    for x, y, model in points:
+        crowded = any(x <= other[0] < 1.4 * x and abs(other[1] - y) < 1.2 for other in points if other[2] != model)
+        if model in CASVIT_FAMILY:
+            places.append(((0, 5), dict(ha='center', va='bottom')))
+        elif crowded:
+            places.append(((-5, 0), dict(ha='right', va='center')))
+        else:
+            places.append(((5, 0), dict(ha='left', va='center')))
+    return places
 
 
 def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
