@@ -39,9 +39,9 @@ def use_tta(cfg):
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UsageError('--tta: the config has no tta_model and tta_pipeline.')
     metrics = cfg.test_evaluator.get('metric', []) if isinstance(cfg.test_evaluator, dict) else []
-    if cfg.default_scope == 'mmdet' and 'segm' in metrics:
-        raise UsageError('--tta: mmdet merges augmented boxes but no masks. Evaluate the boxes alone: '
-                         '--cfg-options test_evaluator.metric=bbox')
+    if cfg.default_scope == 'mmdet' and ('segm' in metrics or cfg.model.get('roi_head', {}).get('mask_head')):
+        raise UsageError('--tta: mmdet merges augmented boxes but no masks. Leave out the masks: --cfg-options '
+                         'test_evaluator.metric=bbox model.roi_head.mask_head=None')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
