@@ -145,7 +145,8 @@ def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tupl
     """Where names go: above the points of the family, else to the right, or left where another point is near there."""
     places = []
     for x, y, model in points:
-        crowded = any(x <= other[0] < 1.4 * x and abs(other[1] - y) < 1.2 for other in points if other[2] != model)
+        crowded = any(x <= a < 1.4 * x and abs(b - y) < 1.2 for a, b, other in points
+                      if other != model and other not in CASVIT_FAMILY)
         if model in CASVIT_FAMILY:
             places.append(((0, 5), dict(ha='center', va='bottom')))
         elif crowded:
