@@ -30,6 +30,15 @@ def _depthwise(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
 
+def affine_of(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The scale and the shift, ``(C, )`` each, that a norm with its running statistics amounts to."""
+    scale = rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
 def _folds(norm: nn.Module, conv: nn.Conv2d) -> bool:
     """Whether ``norm_eval`` made a norm an affine map that a convolution in training can absorb.
 
@@ -50,8 +59,7 @@ def _norm_conv(norm: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """``conv(norm(x))``; with frozen statistics one convolution, which must be 1x1: the norm comes before padding."""
     if not _folds(norm, conv):
         return conv(norm(x))
-    scale = rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1)
-    shift = (norm.bias if norm.affine else 0) - norm.running_mean * scale
+    scale, shift = affine_of(norm)
     # Multiplied and summed, since autocast would round a matrix product.
     bias = (conv.weight * shift[:, None, None]).sum((1, 2, 3)) + (0 if conv.bias is None else conv.bias)
     return conv._conv_forward(x, conv.weight * scale[:, None, None], bias)

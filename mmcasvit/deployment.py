@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .casvit import CASViT, CASViTBlock
+from .casvit import CASViT, CASViTBlock, affine_of
 from .hooks import to_channels_last
 from .registry import HOOKS
 
@@ -35,15 +35,6 @@ _FPN = ('mmdet.models.necks.fpn.FPN', 'mmseg.models.necks.fpn.FPN')
 def is_affine(norm: nn.Module) -> bool:
     """Whether a norm in eval mode multiplies and shifts every channel by a constant, as BatchNorm and SyncBN do."""
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
-
-
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The scale and the shift, ``(C, )`` each, that a norm in eval mode amounts to."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
 
 
 def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int | None = None,
@@ -409,18 +400,18 @@ def deploy(model: nn.Module) -> nn.Module:
     if not backbones:
         raise ValueError(f'deploy: there is no CASViT in this {type(model).__name__}. A model is deployed once, and '
                          'before it is compiled or exported.')
-    laterals = {id(lateral): affine_of(getattr(backbone, f'norm{2 * stage}'))
-                for backbone, neck in _necks(model) for stage, lateral in _laterals(backbone, neck)}
-    plain_outputs = {id(backbone): [stage for stage, _ in _laterals(backbone, neck)]
-                     for backbone, neck in _necks(model)}
+    read_by_neck = [(backbone, stage, lateral) for backbone, neck in _necks(model)
+                    for stage, lateral in _laterals(backbone, neck)]
     # What is in here is not copied but taken instead of the original.
-    memo = {id(backbone): DeployedCASViT(backbone, plain_outputs.get(id(backbone), ())) for backbone in backbones}
+    memo = {id(backbone): DeployedCASViT(backbone, [stage for reader, stage, _ in read_by_neck if reader is backbone])
+            for backbone in backbones}
     deployed = copy.deepcopy(model, memo).eval()
     for part in deployed.modules():
         if isinstance(part, ConvModule):
             _fold_conv_module(part)
-    for original, affine in laterals.items():
-        memo[original].conv = fold_affine(*affine, memo[original].conv)
+    for backbone, stage, lateral in read_by_neck:
+        new = memo[id(lateral)]
+        new.conv = fold_affine(*affine_of(getattr(backbone, f'norm{2 * stage}')), new.conv)
     deployed.requires_grad_(False)
     to_channels_last(deployed)
     return deployed
