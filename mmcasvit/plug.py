@@ -5,7 +5,6 @@ reads them (a neck, or heads without one) is found by its ``in_channels``; every
 map it read; a training step on random data shows whether anything was missed.
 """
 import copy
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -29,6 +28,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import Tensor
 
 from .casvit import CASViT
+from .tooling import nearest_config
 from .weights import WeightsError
 
 FRAMEWORKS = ('mmdet', 'mmseg')
@@ -255,9 +255,9 @@ def config_file(name: str | Path) -> Path:
     folder = package_configs(package)
     file = folder / rest
     if not file.is_file():
-        near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob('*.py')], n=1, cutoff=.5)
+        near = nearest_config(file)
         raise PlugError(f'{package} has no config {rest} in {folder}'
-                        + (f'. Did you mean {near[0]}?' if near else ''))
+                        + (f'. Did you mean {near.name}?' if near else ''))
     return file
 
 

@@ -59,6 +59,12 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
                              'origin you trust')
 
 
+def nearest_config(file: Path) -> Path | None:
+    """The config beside a file that is not there whose name is most like its own, if any is like it."""
+    near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob('*.py')], n=1, cutoff=.5)
+    return file.parent / near[0] if near else None
+
+
 def load_config(path: str, options: dict | None = None) -> Config:
     """Reads a config and applies ``--cfg-options``.
 
@@ -74,9 +80,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """
     file = Path(path)
     if not file.is_file():
-        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob('*.py')], n=1, cutoff=.5)
-        raise UsageError(f'config not found: {file.absolute()}'
-                         + (f'. Did you mean {file.parent / near[0]}?' if near else ''))
+        near = nearest_config(file)
+        raise UsageError(f'config not found: {file.absolute()}' + (f'. Did you mean {near}?' if near else ''))
     try:
         cfg = Config.fromfile(file, import_custom_modules=False)
     except Exception as error:
