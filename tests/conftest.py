@@ -26,7 +26,7 @@ def write_tiny_config(path, base, channels=(8, 12, 16, 24)):
 
 @pytest.fixture(scope='session')
 def run_tool():
-    """Runs a script of tools/ from another folder than the repository's and returns the finished process."""
+    """Runs a script of tools/, or of an absolute path, in another folder and returns the finished process."""
     def run(tool, *args, cwd, expect=0):
         command = [sys.executable, ROOT / 'tools' / tool, *args]
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}

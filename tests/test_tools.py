@@ -1,6 +1,8 @@
+import importlib
 import json
 import os
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -192,6 +194,27 @@ def test_a_segmentor_trains_resumes_tests_and_predicts(run_tool, shapes, tmp_pat
     assert mask.shape == (64, 96)
     assert mask.max() < 8
     assert list((tmp_path / 'infer/vis').iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('framework, base, options, checkpoint', [
+    ('mmdet', MASK_RCNN, ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'],
+     'epoch_1.pth'),
+    ('mmseg', SEMANTIC_FPN, ['train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+                             'default_hooks.checkpoint.interval=2', 'model.data_preprocessor.size=(64,96)'],
+     'iter_2.pth'),
+], ids=['mmdet', 'mmseg'])
+def test_the_tools_of_the_frameworks_train_and_test_our_configs(run_tool, shapes, tmp_path, framework, base, options,
+                                                                checkpoint):
+    tools = Path(importlib.import_module(framework).__file__).parent / '.mim' / 'tools'
+    config = write_tiny_config(tmp_path / 'tiny.py', base)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'shapes').symlink_to(shapes)  # these tools do not move the data sets along with data_root
+    options = ['--cfg-options', 'train_dataloader.batch_size=2', *options]
+    run_tool(tools / 'train.py', config, '--work-dir', 'run', *options, cwd=tmp_path)
+    run_tool(tools / 'test.py', config, f'run/{checkpoint}', '--work-dir', 'test', *options, cwd=tmp_path)
+    metrics = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
+    assert {'mmdet': 'coco/segm_mAP', 'mmseg': 'mIoU'}[framework] in metrics
 
 
 @pytest.mark.slow
