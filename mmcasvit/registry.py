@@ -11,7 +11,8 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.casvit'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit', locations=['mmcasvit.hooks'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit',
+                 locations=['mmcasvit.hooks', 'mmcasvit.datasets'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit')
 DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit')
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit')
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit', locations=['mmcasvit.datasets'])

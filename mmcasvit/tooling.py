@@ -18,6 +18,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from .casvit import CASViT
+from .datasets import DataError
 from .weights import WeightsError, read_checkpoint, use_safe_checkpoint_reader
 
 # What the configs can be for, and what to install for it.
@@ -35,8 +36,9 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             main()
-        except (UsageError, WeightsError) as error:
-            print(f'error: {error}', file=sys.stderr)
+        except (UsageError, WeightsError, DataError) as error:
+            # What a data loader's worker raises arrives with its traceback as the text, and its own text at the end.
+            print(f'error: {str(error).rsplit(f"{type(error).__name__}: ")[-1].strip()}', file=sys.stderr)
             sys.exit(2)
     return wrapped
 
@@ -142,13 +144,40 @@ def _move_data_root(node, old: str, new: str) -> int:
 
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The data sets inside wrappers such as RepeatDataset, MultiImageMixDataset and ConcatDataset."""
+    for _, leaf in named_leaf_datasets(dataset, ''):
+        yield leaf
+
+
+def named_leaf_datasets(dataset: ConfigDict, name: str) -> Iterator[tuple[str, ConfigDict]]:
+    """:func:`leaf_datasets`, each with the name by which ``--cfg-options`` reaches it; ``name`` is the outermost's."""
     if 'dataset' in dataset:
-        yield from leaf_datasets(dataset.dataset)
+        yield from named_leaf_datasets(dataset.dataset, f'{name}.dataset')
     elif 'datasets' in dataset:
-        for part in dataset.datasets:
-            yield from leaf_datasets(part)
+        for number, part in enumerate(dataset.datasets):
+            yield from named_leaf_datasets(part, f'{name}.datasets.{number}')
     else:
-        yield dataset
+        yield name, dataset
+
+
+def data_folders(dataset: ConfigDict) -> list[str]:
+    """Where the files of one data set may be: below its data root, and below the folders that it names itself.
+
+    The list is empty where the annotations give whole paths.
+    """
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or {}
+    prefixes = list(prefixes.values()) if isinstance(prefixes, dict) else [prefixes]
+    return list(dict.fromkeys(path for path in (root, *(os.path.join(root, p) for p in prefixes if p)) if path))
+
+
+def confine_to_folders(cfg: Config) -> None:
+    """Has every data set refuse files that its annotations name outside of its folders."""
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader.dataset) if loader else ():
+            folders = data_folders(dataset)
+            if folders and dataset.get('pipeline') and dataset.pipeline[0].type != 'mmcasvit.StayInFolders':
+                dataset.pipeline = [dict(type='mmcasvit.StayInFolders', folders=folders), *dataset.pipeline]
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -241,7 +270,8 @@ def has_accelerator() -> bool:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds mmengine's runner, or the one the config names."""
+    """Builds mmengine's runner, or the one the config names, with its data confined to their folders."""
+    confine_to_folders(cfg)
     if 'runner_type' in cfg:
         from mmengine.registry import RUNNERS
         return RUNNERS.build(cfg)

@@ -13,7 +13,7 @@ default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
     visualization=dict(draw=True, interval=500),
 )
-custom_hooks = [dict(type='mmcasvit.CheckWeightsHook')]
+custom_hooks = [dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook')]
 
 tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 tta_pipeline = [

@@ -6,8 +6,10 @@ shapes_metainfo = dict(
     palette=[(220, 20, 60), (0, 114, 189), (237, 177, 32), (126, 47, 142), (60, 180, 75), (240, 110, 20)],
 )
 shapes_train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='mmcasvit.SkipUnreadable', transforms=[
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    ]),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
@@ -35,5 +37,7 @@ shapes = dict(
     default_hooks=dict(
         logger=dict(interval=25), checkpoint=dict(interval=3), visualization=dict(interval=3, score_thr=0.3)),
     auto_scale_lr=dict(base_batch_size=4),
-    custom_hooks=[dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.ChannelsLastHook')],
+    custom_hooks=[
+        dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
+        dict(type='mmcasvit.ChannelsLastHook')],
 )

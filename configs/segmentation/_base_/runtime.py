@@ -21,4 +21,4 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook', draw=True, interval=200),
 )
-custom_hooks = [dict(type='mmcasvit.CheckWeightsHook')]
+custom_hooks = [dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook')]

@@ -7,8 +7,10 @@ shapes_metainfo = dict(
              (60, 180, 75), (240, 110, 20)],
 )
 shapes_train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='mmcasvit.SkipUnreadable', transforms=[
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', reduce_zero_label=True),
+    ]),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
@@ -35,5 +37,7 @@ shapes = dict(
     train_cfg=dict(max_iters=shapes_iterations, val_interval=200),
     default_hooks=dict(logger=dict(interval=25), checkpoint=dict(interval=200), visualization=dict(interval=10)),
     auto_scale_lr=dict(base_batch_size=8),
-    custom_hooks=[dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.ChannelsLastHook')],
+    custom_hooks=[
+        dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
+        dict(type='mmcasvit.ChannelsLastHook')],
 )
