@@ -6,6 +6,7 @@ so one registration serves all of them.
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -16,3 +17,4 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit',
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit')
 DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit')
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit', locations=['mmcasvit.datasets'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.resuming'])
