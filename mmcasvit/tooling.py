@@ -1,29 +1,41 @@
 """What the scripts of ``tools/`` share: reading configs, checking inputs before a run, errors in one line."""
 import argparse
 import difflib
+import errno
 import functools
 import importlib
 import importlib.util
+import json
 import logging
+import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
-from mmengine.utils import import_modules_from_strings
+from mmengine.utils import import_modules_from_strings, scandir
+from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from .casvit import CASViT
 from .datasets import DataError
-from .weights import WeightsError, read_checkpoint, use_safe_checkpoint_reader
+from .weights import WeightsError, read_checkpoint, shorten, unwrap, use_safe_checkpoint_reader
 
 # What the configs can be for, and what to install for it.
 FRAMEWORKS = dict(
     mmdet='onedl-mmdetection', mmseg='onedl-mmsegmentation', mmpretrain='"mmcasvit[classification]"')
+
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# A disk that is full, or a folder that cannot be written to.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+                errno.EISDIR, errno.EEXIST)
 
 
 class UsageError(Exception):
@@ -40,7 +52,32 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             # What a data loader's worker raises arrives with its traceback as the text, and its own text at the end.
             print(f'error: {str(error).rsplit(f"{type(error).__name__}: ")[-1].strip()}', file=sys.stderr)
             sys.exit(2)
+        except Exception as error:
+            if reason := _wrong_surroundings(error) or _wrong_config(error):
+                print(f'error: {reason}', file=sys.stderr)
+                sys.exit(2)
+            raise
     return wrapped
+
+
+def _wrong_surroundings(error: Exception) -> str:
+    """What is wrong with a disk or a folder, if that is what an error is about."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f'{error.strerror}: {error.filename}' if error.filename else str(error)
+    return ''
+
+
+def _wrong_config(error: Exception) -> str:
+    """Which part of a config could not be built, and why, if an error comes out of mmengine's registries."""
+    part, place = '', ''
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == 'build_from_cfg':
+            part = str((frame.f_locals.get('cfg') or {}).get('type') or '')
+        place = f'{frame.f_code.co_filename}:{line}'
+    if not part:
+        return ''
+    reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return f'{part} of the config cannot be built: {type(error).__name__}: {reason} ({place})'
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,14 +207,111 @@ def data_folders(dataset: ConfigDict) -> list[str]:
     return list(dict.fromkeys(path for path in (root, *(os.path.join(root, p) for p in prefixes if p)) if path))
 
 
-def confine_to_folders(cfg: Config) -> None:
-    """Has every data set refuse files that its annotations name outside of its folders."""
+def annotation_file(dataset: ConfigDict) -> str:
+    """The path of a data set's annotation file, or ``''``."""
+    file = dataset.get('ann_file') or ''
+    return os.path.join(dataset.get('data_root') or '', file) if file else ''
+
+
+def dataset_type(dataset: ConfigDict, scope: str) -> type:
+    """The class that a data set's config names.
+
+    Raises:
+        UsageError: nothing is registered under the name.
+    """
+    name = dataset.get('type')
+    found = name if isinstance(name, type) else DATASETS.get(name if '.' in str(name) else f'{scope}.{name}')
+    if found is None:
+        raise UsageError(f'no data set is called {name!r} in {scope}.')
+    return found
+
+
+def reads_annotations_as(kind: type, scope: str) -> str:
+    """``'coco'`` or ``'masks'`` where a data set reads annotations by mmdet's or mmseg's own method, else
+    ``'images'``: what it reads in its own way is not second-guessed."""
+    if scope == 'mmdet':
+        from mmdet.datasets import CocoDataset
+        if getattr(kind, 'load_data_list', None) is CocoDataset.load_data_list:
+            return 'coco'
+    if scope == 'mmseg':
+        from mmseg.datasets import BaseSegDataset
+        if getattr(kind, 'load_data_list', None) is BaseSegDataset.load_data_list:
+            return 'masks'
+    return 'images'
+
+
+def class_names(dataset: ConfigDict, scope: str) -> tuple[str, ...]:
+    """The classes of a data set in the order of its labels, or ``()`` where only its files say."""
+    metainfo = {**getattr(dataset_type(dataset, scope), 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    names = metainfo.get('classes') or ()
+    return (names, ) if isinstance(names, str) else tuple(names)
+
+
+def category_order_fault(in_file: Sequence[str], classes: Sequence[str]) -> str:
+    """Says where a COCO file counts the classes of the config in another order, or ``''``."""
+    in_file = [name for name in in_file if name in classes]
+    classes = [name for name in classes if name in in_file]
+    for label, (found, expected) in enumerate(zip(in_file, classes)):
+        if found != expected:
+            return (f'label {label} is {expected!r} in the config and {found!r} in the file, by whose order mmdet '
+                    'numbers them')
+    return ''
+
+
+def read_categories(file: str) -> list[str] | None:
+    """The names of the categories of a COCO file, without reading the rest of it, or ``None`` if it has no such list.
+
+    The annotations of COCO take seconds to read, and the data set reads them anyway.
+    """
+    with open(file, 'rb') as stream:
+        if os.fstat(stream.fileno()).st_size == 0:
+            return None
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = -1
+            while (start := content.find(b'"categories"', start + 1)) >= 0:
+                begin = content.find(b'[', start)
+                for size in (2**16, 2**20, 2**24):
+                    try:
+                        found, _ = json.JSONDecoder().raw_decode(content[begin:begin + size].decode(errors='replace'))
+                    except ValueError:
+                        continue
+                    if all(isinstance(category, dict) and 'name' in category for category in found):
+                        return [category['name'] for category in found]
+                    break
+    return None
+
+
+def _check_categories(dataset: ConfigDict, scope: str) -> None:
+    if reads_annotations_as(dataset_type(dataset, scope), scope) != 'coco':
+        return
+    file = annotation_file(dataset)
+    in_file, classes = read_categories(file), class_names(dataset, scope)
+    if in_file is None:
+        raise UsageError(f'{file} is no annotation file of COCO: it has no list of categories.')
+    missing = [name for name in classes if name not in in_file]
+    if missing:
+        raise UsageError(f'{file} has no category {shorten(map(repr, missing))}, which are classes of the config; it '
+                         f'has {shorten(map(repr, in_file))}. Give the names as metainfo=dict(classes=(...)).')
+    if fault := category_order_fault(in_file, classes):
+        raise UsageError(f'the categories of {file} stand in another order than the classes of the config: {fault}. '
+                         'tools/check_dataset.py --fix writes a file with the order of the config.')
+
+
+def guard_data(runner: Runner) -> None:
+    """Has the data sets of a runner, which are built later, refuse files that annotations name outside of their
+    folders, and stop an evaluation with the name of an image that cannot be read.
+
+    The config that the runner kept in its work dir stays as it was: it may be used with data elsewhere.
+    """
     for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        for dataset in leaf_datasets(loader.dataset) if loader else ():
-            folders = data_folders(dataset)
-            if folders and dataset.get('pipeline') and dataset.pipeline[0].type != 'mmcasvit.StayInFolders':
-                dataset.pipeline = [dict(type='mmcasvit.StayInFolders', folders=folders), *dataset.pipeline]
+        loader = getattr(runner, f'_{split}_dataloader', None)
+        for dataset in leaf_datasets(loader['dataset']) if isinstance(loader, dict) else ():
+            steps, folders = list(dataset.get('pipeline') or []), data_folders(dataset)
+            if steps and split != 'train' and str(steps[0].get('type')).endswith('LoadImageFromFile'):
+                steps[0] = dict(type='mmcasvit.SkipUnreadable', transforms=steps[:1], limit=0)
+            if steps and folders:
+                steps.insert(0, dict(type='mmcasvit.StayInFolders', folders=folders))
+            dataset['pipeline'] = steps
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -202,6 +336,11 @@ def check_data(cfg: Config, *splits: str) -> None:
                 path = Path(root, part) if part else Path(root)
                 if not path.exists():
                     raise UsageError(f'data of the {split} split not found: {path.absolute()}. {_how_to_get(dataset)}')
+            for key in ('ann_file', 'proposal_file'):
+                if str(dataset.get(key) or '').endswith(('.pkl', '.pickle')):
+                    raise UsageError(f'{key} of the {split} split is a pickle, and reading one can run code: '
+                                     f'{dataset[key]}. Give the annotations as JSON.')
+            _check_categories(dataset, cfg.default_scope)
 
 
 def _how_to_get(dataset: ConfigDict) -> str:
@@ -241,6 +380,7 @@ def prepare(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    check_writable(Path(cfg.work_dir))
     hooks = cfg.get('custom_hooks') or []
     if not any(hook.get('type') == 'mmcasvit.CheckWeightsHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmcasvit.CheckWeightsHook')]
@@ -251,6 +391,19 @@ def prepare(cfg: Config, args: argparse.Namespace) -> None:
         for part in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
             if part.get('type') == 'Pretrained':
                 part.trust = True
+
+
+def check_writable(folder: Path) -> None:
+    """Looks whether a folder can be made, or written to if it is there.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise UsageError(f'{folder.absolute()} cannot be a folder: {present} is a file.')
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise UsageError(f'{folder.absolute()} cannot be written to.')
 
 
 def add_tensorboard(cfg: Config) -> None:
@@ -270,12 +423,77 @@ def has_accelerator() -> bool:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds mmengine's runner, or the one the config names, with its data confined to their folders."""
-    confine_to_folders(cfg)
+    """Builds mmengine's runner, or the one the config names, and checks what its parts expect of each other.
+
+    Raises:
+        UsageError: the backbone's channels are not those of the neck or heads.
+    """
     if 'runner_type' in cfg:
         from mmengine.registry import RUNNERS
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = Runner.from_cfg(cfg)
+    guard_data(runner)
+    if isinstance(runner.model, nn.Module):
+        check_channels(unwrap(runner.model))
+    return runner
+
+
+def check_channels(model: nn.Module) -> None:
+    """Compares the channels of a CAS-ViT's outputs with those that the neck, or without one the heads, take.
+
+    Raises:
+        UsageError: they differ.
+    """
+    backbone, neck = getattr(model, 'backbone', None), getattr(model, 'neck', None)
+    if not isinstance(backbone, CASViT):
+        return
+    given = list(backbone.out_channels)
+    takers = [('neck', neck)] if neck is not None else [
+        (name, getattr(model, name, None)) for name in ('decode_head', 'auxiliary_head')]
+    for name, taker in takers:
+        expected, indices = getattr(taker, 'in_channels', None), getattr(taker, 'in_index', None)
+        if indices is not None and neck is None:
+            several = isinstance(indices, (list, tuple))
+            if max(indices if several else [indices]) >= len(given):
+                raise UsageError(f'model.{name}.in_index is {indices}, and the backbone has {len(given)} outputs.')
+            fitting = [given[i] for i in indices] if several else given[indices]
+        else:
+            fitting = given
+        if isinstance(fitting, list) != isinstance(expected, (list, tuple)):
+            continue  # it joins them in a way of its own
+        if (list(expected) if isinstance(fitting, list) else expected) != fitting:
+            raise UsageError(f'model.{name}.in_channels is {expected}, and the backbone gives {fitting}: set '
+                             f'model.{name}.in_channels="{fitting}", or another model.backbone.arch.')
+
+
+def find_images(path: Path) -> list[str]:
+    """The images of a folder in the order of their names, or the one image that is named.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path.is_dir():
+        images = sorted(str(path / name) for name in scandir(path, IMAGE_SUFFIXES, case_sensitive=False))
+        if not images:
+            raise UsageError(f'no image in {path.absolute()}; looked for {", ".join(IMAGE_SUFFIXES)}')
+        return images
+    if not path.is_file():
+        raise UsageError(f'image or folder not found: {path.absolute()}')
+    return [str(path)]
+
+
+def check_images(images: Sequence[str]) -> None:
+    """Reads the header of each image.
+
+    Raises:
+        UsageError: one of them is no image.
+    """
+    for image in images:
+        try:
+            Image.open(image).close()
+        except (UnidentifiedImageError, OSError) as error:
+            raise UsageError(f'{image} cannot be read as an image') from error
 
 
 def check_deployable(model: nn.Module) -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 from mmengine.device import get_device
 from mmengine.fileio import dump
-from mmengine.utils import scandir
-from PIL import Image, UnidentifiedImageError
 
 from mmcasvit.conversion import adapted
 from mmcasvit.deployment import deploy
-from mmcasvit.tooling import UsageError, add_trust_argument, check_deployable, exits_cleanly, load_config
+from mmcasvit.tooling import (
+    add_trust_argument,
+    check_deployable,
+    check_images,
+    exits_cleanly,
+    find_images,
+    load_config,
+)
 from mmcasvit.weights import find_weights, mismatches, read_checkpoint, use_safe_checkpoint_reader
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def parse_args():
@@ -31,25 +34,6 @@ def parse_args():
                         help='predict with the deploy form of the model, with its norms folded away')
     add_trust_argument(parser)
     return parser.parse_args()
-
-
-def find_images(path):
-    if path.is_dir():
-        images = sorted(str(path / name) for name in scandir(path, SUFFIXES, case_sensitive=False))
-        if not images:
-            raise UsageError(f'no image in {path.absolute()}; looked for {", ".join(SUFFIXES)}')
-        return images
-    if not path.is_file():
-        raise UsageError(f'image or folder not found: {path.absolute()}')
-    return [str(path)]
-
-
-def check_images(images):
-    for image in images:
-        try:
-            Image.open(image).close()  # reads the header alone
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f'{image} cannot be read as an image') from error
 
 
 @exits_cleanly

@@ -31,6 +31,9 @@ def parse_args():
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as the config has it')
     parser.add_argument('--deploy', action='store_true',
                         help='evaluate the deploy form of the model, with its norms folded away')
+    parser.add_argument('--exported', metavar='FILE',
+                        help='let a file of tools/export.py compute: the backbone or the whole model; CHECKPOINT gives '
+                             'what was not exported')
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -44,6 +47,16 @@ def use_tta(cfg):
                          'test_evaluator.metric=bbox model.roi_head.mask_head=None')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def use_exported(cfg, args):
+    if args.deploy or args.tta:
+        raise UsageError('--exported: what was exported is neither deployed nor augmented again.')
+    from mmcasvit.exporting.evaluating import ExportedHook, fitted_pipeline
+    hook = ExportedHook(args.exported)
+    dataset = cfg.test_dataloader.dataset
+    dataset.pipeline = fitted_pipeline(dataset.pipeline, hook.exported.signature)
+    cfg.custom_hooks.append(dict(type='mmcasvit.ExportedHook', file=args.exported))
 
 
 def draw_predictions(cfg, args):
@@ -82,6 +95,8 @@ def main():
     cfg.model.get('module', cfg.model).get('backbone', {}).pop('init_cfg', None)
     if args.deploy:
         cfg.custom_hooks.append(dict(type='mmcasvit.DeployHook'))
+    if args.exported:
+        use_exported(cfg, args)
     runner = build_runner(cfg)
     if args.deploy:
         check_deployable(runner.model)
