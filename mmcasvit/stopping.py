@@ -62,7 +62,7 @@ class StopOnInvalidLossHook(Hook):
                          outputs: dict | None = None) -> None:
         """Raises :class:`RunStopped`, whose message names the file and the last good checkpoint."""
         losses = {key: value for key, value in (outputs or {}).items() if 'loss' in key}
-        numbers = {key: float(torch.as_tensor(value).sum()) for key, value in losses.items()}
+        numbers = {key: float(torch.as_tensor(value).detach().sum()) for key, value in losses.items()}
         invalid = [f'{key} is {number}' for key, number in numbers.items() if not np.isfinite(number)]
         if not invalid:
             return

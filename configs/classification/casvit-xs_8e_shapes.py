@@ -42,6 +42,7 @@ default_hooks = dict(
 auto_scale_lr = dict(base_batch_size=32)
 custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
+    dict(type='mmcasvit.StopOnInvalidLossHook'),
     dict(type='EMAHook', momentum=0.05, update_buffers=True),
     dict(type='mmcasvit.ChannelsLastHook'),
 ]

@@ -27,12 +27,13 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=20, end=300, convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+train_cfg = dict(type='mmcasvit.ResumableEpochLoop', max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(enable=False, base_batch_size=1024)  # of one of the two steps
 custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
+    dict(type='mmcasvit.StopOnInvalidLossHook'),
     # 0.9995 of the average is kept, once per update; statistics of norms are averaged too.
     dict(type='EMAHook', momentum=5e-4, interval=2, update_buffers=True),
 ]

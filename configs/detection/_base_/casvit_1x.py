@@ -8,12 +8,16 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
 ]
 auto_scale_lr = dict(base_batch_size=32)
+train_cfg = dict(type='mmcasvit.ResumableEpochLoop')
 
 default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
+    checkpoint=dict(type='mmcasvit.CheckpointHook', max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
     visualization=dict(draw=True, interval=500),
 )
-custom_hooks = [dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook')]
+custom_hooks = [
+    dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
+    dict(type='mmcasvit.StopOnInvalidLossHook'),
+]
 
 tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 tta_pipeline = [

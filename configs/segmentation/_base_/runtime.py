@@ -16,9 +16,12 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4000, max_keep_ckpts=3, save_best='mIoU',
+    checkpoint=dict(type='mmcasvit.CheckpointHook', by_epoch=False, interval=4000, max_keep_ckpts=3, save_best='mIoU',
                     rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook', draw=True, interval=200),
 )
-custom_hooks = [dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook')]
+custom_hooks = [
+    dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
+    dict(type='mmcasvit.StopOnInvalidLossHook'),
+]

@@ -39,5 +39,5 @@ shapes = dict(
     auto_scale_lr=dict(base_batch_size=8),
     custom_hooks=[
         dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
-        dict(type='mmcasvit.ChannelsLastHook')],
+        dict(type='mmcasvit.StopOnInvalidLossHook'), dict(type='mmcasvit.ChannelsLastHook')],
 )
