@@ -8,6 +8,8 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 version = {}
 exec((HERE / 'mmcasvit' / 'version.py').read_text(), version)
+# ONNX with its runtime, and OpenVINO's, which reads ONNX.
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'openvino']
 # Not in ./build: modules that are gone by now would come back from there, and copies of configs be found by mim.
 build_dir = tempfile.TemporaryDirectory(prefix='mmcasvit-build-')
 
@@ -54,7 +56,10 @@ setup(
         'classification': ['onedl-mmpretrain>=1.3.6'],
         'classification-openmmlab': ['mmpretrain>=1.2.0'],
         # mmdet imports mmpretrain where it is installed, and that fails beside transformers 5.
-        'benchmark': ['transformers>=4.40,<5', 'onnx', 'onnxscript', 'onnxruntime', 'openvino'],
+        'benchmark': ['transformers>=4.40,<5', *EXPORT],
+        'export': EXPORT,
+        'coreml': ['coremltools>=9'],
+        'executorch': ['executorch>=1.5'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboard', 'safetensors'],
