@@ -63,5 +63,13 @@ class ChannelsLastHook(Hook):
     ones.
     """
 
-    def before_run(self, runner: Runner) -> None:
-        to_channels_last(runner.model)
+    def __init__(self):
+        self._converted = None
+
+    # Not before_run: weights are initialized after it, and random ones would be another draw in another format.
+    def before_train(self, runner: Runner) -> None:
+        if self._converted is not runner.model:
+            to_channels_last(runner.model)
+            self._converted = runner.model
+
+    before_val = before_test = before_train

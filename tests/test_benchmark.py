@@ -422,5 +422,24 @@ def test_a_training_step_is_taken_apart(run_tool, tmp_path, shapes, base, parts)
     # A training that is shorter than asked for is an error, not a short table.
     length = 'train_cfg.max_epochs=1' if base.startswith('detection') else 'train_cfg.max_iters=4'
     done = run_tool('benchmark.py', 'step', config, '--steps', 9, *options, length, cwd=tmp_path, expect=2)
-    assert 'error: step: the training ended after 4 steps, 12 were wanted.' in done.stderr
+    assert 'error: tiny.py: the training ended after 4 steps, 12 were wanted.' in done.stderr
     assert done.stdout == ''
+
+
+@pytest.mark.slow
+def test_losses_start_alike_in_every_precision_and_form(run_tool, tmp_path, shapes):
+    config = write_tiny_config(tmp_path / 'tiny.py', ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py')
+    options = ['--cfg-options', f'data_root={shapes}/coco/', 'train_dataloader.batch_size=2']
+    done = run_tool('benchmark.py', 'losses', config, '--variants', 'fp32', 'channels_last', 'bf16', 'fp16',
+                    '--steps', 3, '--csv', 'a.csv', '--plot', 'a.png', *options, cwd=tmp_path)
+    assert done.stdout.startswith('tiny, mean losses; 3 steps on ')
+    with open(tmp_path / 'a.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    first = {row['variant']: float(row['loss']) for row in rows if row['step'] == '1'}
+    assert first['channels_last'] == pytest.approx(first['fp32'], rel=1e-4)
+    assert first['fp16'] == pytest.approx(first['fp32'], rel=.01)
+    assert first['bf16'] == pytest.approx(first['fp32'], rel=.05)
+    assert first['bf16'] != first['fp32']
+    assert (tmp_path / 'a.png').stat().st_size > 5000
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.csv', 'a.png', 'tiny.py']

@@ -26,7 +26,10 @@ def test_channels_last_changes_the_format_and_not_the_numbers():
     model = RoIModel(roi_align(output_size=7, spatial_scale=1 / 4, sampling_ratio=0)).eval()
     x, rois = torch.randn(2, 3, 64, 96), torch.tensor([[0, 4., 8., 40., 60.], [1, 10., 0., 90., 30.]])
     wanted = model(x, rois)
-    ChannelsLastHook().before_run(SimpleNamespace(model=model))
+    hook, runner = ChannelsLastHook(), SimpleNamespace(model=model)
+    for moment in (hook.before_train, hook.before_val, hook.before_test):
+        moment(runner)
+    assert len(model.roi_align._forward_pre_hooks) == 1
     feature = model.backbone(x)[0]
     assert feature.is_contiguous(memory_format=torch.channels_last)
     assert not feature.is_contiguous()

@@ -4,9 +4,11 @@ compare    time, memory, parameters and multiply-adds of models side by side
 scaling    cost against the number of pixels, next to the same model with softmax attention
 operators  one model, operator group by operator group, against the limits of the machine
 step       where a training step of a config spends its time
+losses     loss curves of configs in several precisions and forms, side by side
 """
 import argparse
 import contextlib
+import copy
 import dataclasses
 import shutil
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
-from mmcasvit.benchmarking import comparing, measuring, operators, reporting, stepping
+from mmcasvit.benchmarking import comparing, losses, measuring, operators, reporting, stepping
 from mmcasvit.benchmarking.forms import FORMS
 from mmcasvit.benchmarking.models import CASVITS, PEERS, NotApplicable
 from mmcasvit.benchmarking.published import PUBLISHED
@@ -129,9 +131,22 @@ def parse_args():
     step.add_argument('--steps', type=positive, default=20, help='how many to measure (default: 20)')
     step.add_argument('--warmup', type=positive, default=3, help='how many to leave out before (default: 3)')
     step.add_argument('--csv', metavar='FILE')
-    step.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                      help='override entries of the config; data_root=DIR moves every data set')
+    add_config_options(step)
+
+    curves = commands.add_parser('losses', help='loss curves in several precisions and forms')
+    curves.add_argument('configs', nargs='+', metavar='CONFIG', help='their training data has to be there')
+    curves.add_argument('--variants', nargs='+', default=list(losses.VARIANTS), choices=losses.VARIANTS,
+                        help='of these the first is what the others are held against (default: all)')
+    curves.add_argument('--steps', type=positive, default=200, help='(default: 200)')
+    curves.add_argument('--seed', type=int, default=0, help='of weights and data (default: 0)')
+    add_config_options(curves)
+    add_file_arguments(curves)
     return parser.parse_args()
+
+
+def add_config_options(parser):
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='override entries of the config; data_root=DIR moves every data set')
 
 
 def tell(text):
@@ -306,28 +321,56 @@ def operator_groups(args):
             + reporting.markdown(operators.operator_table(passes, macs, moved)))
 
 
+@contextlib.contextmanager
+def training_alone(cfg):
+    """A runner of a config's training, without what a run does between its steps, that leaves nothing behind."""
+    cfg = copy.deepcopy(cfg)
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator'):
+        cfg[key] = None
+    cfg.default_hooks.checkpoint = None  # left out, it would be mmengine's own
+    cfg.default_hooks.pop('visualization', None)
+    work_dir = tempfile.mkdtemp(prefix='mmcasvit-benchmark-')
+    cfg.launcher, cfg.work_dir, cfg.load_from, cfg.resume = 'none', work_dir, None, False
+    cfg.experiment_name = cfg.visualizer.name = Path(work_dir).name  # mmengine keeps loggers and visualizers by name
+    try:
+        yield build_runner(cfg)
+    except stepping.TrainingTooShort as error:
+        raise UsageError(f'{Path(cfg.filename).name}: {error}.') from error
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def loss_curves(args):
+    recipes = {Path(file).stem: load_config(file, args.cfg_options) for file in args.configs}
+    for cfg in recipes.values():
+        check_data(cfg, 'train')
+    curves = {}
+    for name, cfg in recipes.items():
+        curves[name] = {}
+        for variant in args.variants:
+            tell(f'{name}: {variant}')
+            with training_alone(losses.variant_of(cfg, variant, args.seed)) as runner:
+                curves[name][variant] = losses.record_losses(runner, args.steps)
+    machine = measuring.machine(['cuda' if torch.cuda.is_available() else 'cpu'])
+    rows = [{'recipe': name, 'variant': variant, 'step': number, 'loss': loss} for name, variants in curves.items()
+            for variant, each in variants.items() for number, loss in enumerate(each, 1)]
+    write_files(args, rows, machine=machine)
+    if args.plot:
+        reporting.plot_losses(args.plot, curves, f'{args.steps} steps; {machine}')
+    tables = [f'{name}, mean losses; {args.steps} steps on {machine}.\n\n'
+              + reporting.markdown(losses.loss_table(variants)) for name, variants in curves.items()]
+    return '\n\n'.join(tables)
+
+
 def step(args):
     cfg = load_config(args.config, args.cfg_options)
     check_data(cfg, 'train')
     if cfg.get('compile'):
         raise UsageError('step: the parts of a compiled step cannot be told apart. Add --cfg-options compile=False')
-    # What a run does between its steps is no part of them.
-    for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator'):
-        cfg[key] = None
-    cfg.default_hooks.checkpoint = None  # left out, it would be mmengine's own
-    cfg.default_hooks.pop('visualization', None)
-    work_dir = tempfile.mkdtemp(prefix='mmcasvit-step-')
-    try:
-        cfg.launcher, cfg.work_dir, cfg.load_from, cfg.resume = 'none', work_dir, None, False
-        runner = build_runner(cfg)
-        try:
-            steps, order = stepping.measure_steps(runner, args.steps, args.warmup)
-        except ValueError as error:
-            raise UsageError(f'step: {error}.') from error
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
+    with training_alone(cfg) as runner:
+        steps, order = stepping.measure_steps(runner, args.steps, args.warmup)
     table = stepping.step_table(steps, order)
-    device = 'cuda' if next(runner.model.parameters()).is_cuda else 'cpu'
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     loader = cfg.train_dataloader
     if args.csv:
         reporting.write_csv(args.csv, table)
@@ -341,7 +384,8 @@ def step(args):
 def main():
     args = parse_args()
     check_files(args)
-    command = dict(compare=compare, scaling=scaling, operators=operator_groups, step=step)[args.command]
+    command = dict(compare=compare, scaling=scaling, operators=operator_groups, step=step,
+                   losses=loss_curves)[args.command]
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print, so that stdout has the tables alone
         text = command(args)
     print(text)

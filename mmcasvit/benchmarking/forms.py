@@ -5,12 +5,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
-from ..hooks import ChannelsLastHook
+from ..hooks import to_channels_last
 from ..tooling import UsageError
 from .models import Backbone, NotApplicable, WholeModel
 
@@ -43,7 +42,7 @@ def _deploy(subject: Subject, setting: Setting) -> None:
 
 def _channels_last(subject: Subject, setting: Setting) -> None:
     # The hook knows which operators must not see such maps; it asks nothing of its runner but the model.
-    ChannelsLastHook().before_run(SimpleNamespace(model=subject.module))
+    to_channels_last(subject.module)
 
 
 def _compiled(subject: Subject, setting: Setting) -> None:

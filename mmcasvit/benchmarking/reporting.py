@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .measuring import Spread
 from .published import METRICS, PUBLISHED
 
@@ -181,5 +183,35 @@ def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tu
         axes.set_xlabel('side of the square image, pixels')
         axes.set_title(quantity, fontsize=9)
         axes.legend(fontsize=7)
+    figure.suptitle(title, fontsize=9, x=.01, ha='left')
+    _save(figure, path)
+
+
+def plot_losses(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]], title: str,
+                smooth: int = 10) -> None:
+    """Losses step by step, a panel for each recipe and a line for each variant.
+
+    Args:
+        curves: of each recipe, of each variant, the loss of every step.
+        smooth: a point is the mean of so many steps.
+    """
+    pyplot = _pyplot()
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3 * rows), squeeze=False,
+                                     layout='constrained')
+    for (recipe, variants), axes in zip(curves.items(), panels.flat):
+        for colour, (variant, losses) in zip(_COLOURS, variants.items()):
+            width = min(smooth, len(losses))
+            means = np.convolve(losses, np.ones(width) / width, mode='valid')
+            axes.plot(range(width, len(losses) + 1), means, color=colour, linewidth=1.2, label=variant)
+        axes.set_title(recipe, fontsize=9)
+        axes.set_xlabel('step')
+        axes.set_ylabel(f'loss, mean of {smooth} steps')
+        axes.set_ylim(0)
+        axes.grid()
+    for axes in panels.flat[len(curves):]:
+        axes.remove()
+    panels.flat[0].legend()
     figure.suptitle(title, fontsize=9, x=.01, ha='left')
     _save(figure, path)

@@ -112,8 +112,15 @@ class _TimedLoader:
             return next(self._loader)
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Enough steps were measured."""
+
+
+class TrainingTooShort(ValueError):
+    """The training of a config has fewer steps than are to be measured."""
+
+    def __init__(self, steps: int, wanted: int):
+        super().__init__(f'the training ended after {steps} steps, {wanted} were wanted')
 
 
 class _MeasureHook(Hook):
@@ -130,7 +137,7 @@ class _MeasureHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self.taken.append(self.watch.take())
         if len(self.taken) == self.steps:
-            raise _Enough
+            raise Enough
 
 
 def instrument(runner: Runner, watch: Stopwatch) -> list[str]:
@@ -188,7 +195,7 @@ def measure_steps(runner: Runner, steps: int, warmup: int) -> tuple[list[dict[st
         For each step the seconds of each part, and the names of the parts in order.
 
     Raises:
-        ValueError: the training of the config is shorter.
+        TrainingTooShort: as it says.
     """
     watch = Stopwatch('cuda' if next(runner.model.parameters()).is_cuda else 'cpu')
     hook = _MeasureHook(watch, steps + warmup)
@@ -196,9 +203,9 @@ def measure_steps(runner: Runner, steps: int, warmup: int) -> tuple[list[dict[st
     try:
         with watch.part(LOOP):
             runner.train()
-    except _Enough:
+    except Enough:
         return hook.taken[warmup:], hook.order
-    raise ValueError(f'the training ended after {len(hook.taken)} steps, {steps + warmup} were wanted')
+    raise TrainingTooShort(len(hook.taken), steps + warmup)
 
 
 def step_table(steps: list[dict[str, float]], order: list[str]) -> list[dict[str, object]]:
