@@ -15,11 +15,11 @@ from mmcasvit.benchmarking.reporting import markdown
 from mmcasvit.exporting import checking
 from mmcasvit.exporting.coreml import operators_of, outside_neural_engine
 from mmcasvit.exporting.evaluating import load_pictures
-from mmcasvit.exporting.formats import FORMATS, check_format, load_exported, size_of
-from mmcasvit.exporting.graphs import build_graph, kind_of
+from mmcasvit.exporting.formats import FORMATS, check_format, export, load_exported, size_of
+from mmcasvit.exporting.graphs import kind_of
 from mmcasvit.exporting.signature import DTYPES, Signature
 from mmcasvit.model_zoo import config_path, get_model
-from mmcasvit.tooling import UsageError, check_deployable, exits_cleanly, find_images, load_config
+from mmcasvit.tooling import UsageError, check_deployable, check_images, exits_cleanly, find_images, load_config
 
 
 def parse_args():
@@ -106,14 +106,14 @@ def main():
     cfg = load_config(config_path(args.config), args.cfg_options)
     check_format(args.format)
     images = find_images(args.images) if args.images else []
+    check_images(images)
     cfg.model.backbone.pop('init_cfg', None)
     torch.set_num_threads(args.threads)
     model = get_model(cfg, args.checkpoint)
     if not args.plain:
         check_deployable(model)
     signature = check_arguments(args, None if args.what == 'backbone' else kind_of(model))
-    graph = build_graph(model, signature, fold=not args.plain)
-    FORMATS[args.format].write(graph, graph.example(), graph.signature, args.out)
+    export(model, signature, args.out, fold=not args.plain)
     if args.format == 'coreml':
         report_coreml(args.out)
         if not FORMATS[args.format].here():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tooling import UsageError
+from .graphs import build_graph
 from .operators import onnx_translations
 from .signature import KEY, Signature
 
@@ -59,7 +60,7 @@ def write_onnx(graph: nn.Module, example: Tensor, signature: Signature, path: Pa
     with _quiet():
         program = torch.onnx.export(
             _program(graph, example, signature), dynamo=True, verbose=False, input_names=['image'],
-            output_names=list(signature.outputs), custom_translation_table=onnx_translations())
+            output_names=list(signature.outputs) or None, custom_translation_table=onnx_translations())
     model = program.model_proto
     onnx.helper.set_model_props(model, {KEY: signature.to_json()})
     onnx.save(model, path)
@@ -265,6 +266,25 @@ def check_format(name: str) -> Format:
     if missing := found.missing():
         raise UsageError(f'the format {name} needs {", ".join(missing)}: pip install "mmcasvit[{found.extra}]"')
     return found
+
+
+def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool = True) -> None:
+    """Writes a model into a file.
+
+    Args:
+        model: of mmdet or mmseg, or a bare backbone.
+        signature: what to make of it, in which format.
+        path: the file; its suffix is that of the format.
+        fold: export the deploy form.
+
+    Raises:
+        UsageError: a package is missing, or this model cannot be exported in this way.
+    """
+    known = check_format(signature.format)
+    if Path(path).suffix != known.suffix:
+        raise UsageError(f'a file of {signature.format} ends in {known.suffix}, got {path}')
+    graph = build_graph(model, signature, fold)
+    known.write(graph, graph.example(), graph.signature, Path(path))
 
 
 class Exported:

@@ -317,10 +317,12 @@ def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> Ex
         UsageError: this kind of model cannot be exported in this way.
     """
     preprocessor = getattr(model, 'data_preprocessor', None)
+    if signature.what == 'backbone':  # on its own: within a model, norms of its outputs are folded into the neck
+        model = getattr(model, 'backbone', model)
     copied = deploy(model) if fold else copy.deepcopy(model).eval()
     _replace_adaptive_pooling(copied)
     if signature.what == 'backbone':
-        graph = BackboneGraph(getattr(copied, 'backbone', copied))
+        graph = BackboneGraph(copied)
     elif signature.what == 'segmentor':
         graph = SegmentorGraph(copied, signature.argmax)
     else:
