@@ -4,6 +4,7 @@ The file reads: folds (pure functions from layers to new layers), the layers of 
 them, whole models, and the hook that evaluates with the deploy form.
 """
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .casvit import CASViT, CASViTBlock, affine_of
+from .casvit import AdditiveTokenMixer, CASViT, CASViTBlock, ChannelGate, SpatialGate, affine_of
 from .hooks import to_channels_last
 from .registry import HOOKS
 
@@ -97,6 +98,12 @@ def fold_sequence(layers: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*folded)
 
 
+@functools.cache
+def _fuses_gelu() -> bool:
+    """Whether this PyTorch has oneDNN's fused product, which is no part of its public interface."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+
 class InPlaceGELU(nn.GELU):
     """GELU written over its input, which PyTorch's own layer cannot do."""
 
@@ -147,6 +154,13 @@ class Pointwise(nn.Conv2d):
     def multiply(self, pixels: Tensor) -> Tensor:
         """The product for ``(..., C_in)``."""
         return F.linear(pixels, self.weight.flatten(1), self.bias)
+
+    def multiply_and_gelu(self, pixels: Tensor, gelu: nn.GELU) -> Tensor:
+        """GELU of the product for ``(..., C_in)``: oneDNN does both in one pass, as under ``torch.compile``."""
+        if pixels.dtype == torch.float32 and _fuses_gelu():
+            return torch.ops.mkldnn._linear_pointwise(
+                pixels, self.weight.flatten(1), self.bias, 'gelu', [], gelu.approximate)
+        return gelu(self.multiply(pixels))
 
     def multiply_into(self, total: Tensor, pixels: Tensor) -> None:
         """Adds the product for ``(M, C_in)`` to ``(M, C_out)``, which takes no longer than the product alone."""
@@ -221,7 +235,9 @@ class DeployedBlock(nn.Module):
         self.local_proj.multiply_into(pixels, _pixels(self.local(x).contiguous(memory_format=torch.channels_last)))
         x.add_(self.mix(x))
         for some in pixels.split(PIXELS_PER_THREAD * torch.get_num_threads()):
-            self.fc2.multiply_into(some, self.act(self.fc1.multiply(some)))
+            expanded = (self.fc1.multiply_and_gelu(some, self.act) if isinstance(self.act, nn.GELU)
+                        else self.act(self.fc1.multiply(some)))
+            self.fc2.multiply_into(some, expanded)
         return x
 
 
@@ -259,16 +275,43 @@ class Affine(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
+def _is_whole(mixer: nn.Module) -> bool:
+    """Whether a token mixer is CAS-ViT's own, with all its gates."""
+    return type(mixer) is AdditiveTokenMixer and all(
+        [type(gate) for gate in gates] == [SpatialGate, ChannelGate] for gates in (mixer.oper_q, mixer.oper_k))
+
+
+def _fold_around(block: CASViTBlock) -> None:
+    """Folds, in place, the norms of a block whose token mixer is another one; the mixer stays as it is."""
+    behind = [block.local_perception.network,
+              *(part.block for part in block.attn.modules() if type(part) is SpatialGate)]
+    for layers in behind:
+        if is_affine(layers[1]):
+            layers[0], layers[1] = fuse_conv_bn_eval(layers[0], layers[1]), nn.Identity()
+    if is_affine(block.norm2):
+        block.mlp.fc1, block.norm2 = fold_affine(*affine_of(block.norm2), block.mlp.fc1), nn.Identity()
+    if is_affine(block.norm1):
+        if type(block.attn) is AdditiveTokenMixer:
+            block.attn.qkv, block.norm1 = fold_affine(*affine_of(block.norm1), block.attn.qkv), nn.Identity()
+        else:
+            block.norm1 = Affine(*affine_of(block.norm1))
+
+
 def _deployed_stage(blocks: nn.Sequential) -> nn.Sequential:
-    norms = [norm for block in blocks for norm in (
-        block.norm1, block.norm2, block.local_perception.network[1], block.attn.oper_q[0].block[1])]
-    return DeployedStage.of(blocks) if all(map(is_affine, norms)) else blocks
+    if all(_is_whole(block.attn) for block in blocks):
+        norms = [norm for block in blocks for norm in (
+            block.norm1, block.norm2, block.local_perception.network[1], block.attn.oper_q[0].block[1])]
+        return DeployedStage.of(blocks) if all(map(is_affine, norms)) else blocks
+    for block in blocks:
+        _fold_around(block)
+    return blocks
 
 
 class DeployedCASViT(nn.Module):
     """The deploy form of a CAS-ViT backbone; :func:`deploy` makes it.
 
-    Layers with norms that cannot be folded (GroupNorm, or BatchNorm without running statistics) stay as they are.
+    Layers with norms that cannot be folded (GroupNorm, or BatchNorm without running statistics) stay as they are, and so
+    do token mixers other than CAS-ViT's own; the norms around these are folded.
 
     Args:
         backbone: what it is made from; left alone.
