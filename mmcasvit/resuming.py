@@ -176,13 +176,13 @@ class _ResumableLoop:
         if finished % self.val_interval and finished != total:
             return
         # The best checkpoint is written at the end of it, and a run that goes on from that has been validated.
-        self.runner.message_hub.update_info('validated_iter', self._iter)
+        self.runner.message_hub.update_info('iter_of_validation', self._iter)
         seed_generators(self._seed, _VALIDATION, get_rank(), self._iter)
         self.runner.val_loop.run()
 
     def _make_up_validation(self, finished: int, total: int) -> None:
         """Validates where the run was stopped between a checkpoint and the end of the validation behind it."""
-        if finished and self.runner.message_hub.get_info('validated_iter') != self._iter:
+        if finished and self.runner.message_hub.get_info('iter_of_validation') != self._iter:
             self._decide_current_val_interval()
             self._validate_if_due(finished, total)
 

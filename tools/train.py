@@ -1,6 +1,11 @@
 """Trains the model of a config, of mmdet, mmseg or mmpretrain."""
 import argparse
+import sys
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from mmcasvit.checkpointing import full_disk_explained
+from mmcasvit.stopping import RunStopped
 from mmcasvit.tooling import (
     UsageError,
     add_common_arguments,
@@ -30,6 +35,7 @@ def parse_args():
 
 
 @exits_cleanly
+@record  # torchrun then shows the error of the process that failed first
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
@@ -60,7 +66,12 @@ def main():
     add_tensorboard(cfg)
     runner = build_runner(cfg)
     warn_about_random_backbone(cfg)
-    runner.train()
+    try:
+        with full_disk_explained(runner):
+            runner.train()
+    except RunStopped as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == '__main__':
