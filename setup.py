@@ -59,7 +59,6 @@ setup(
         'benchmark': ['transformers>=4.40,<5', *EXPORT],
         'export': EXPORT,
         'coreml': ['coremltools>=9'],
-        'executorch': ['executorch>=1.5'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboard', 'safetensors'],

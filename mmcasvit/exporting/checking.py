@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..shapes import draw_scene
 from ..tooling import UsageError
 from .formats import Exported
+from .graphs import converts_to_rgb
 from .signature import Signature
 
 # How far outputs may be from PyTorch's: numbers relative to the largest one of the output, decisions (classes of
@@ -40,7 +41,7 @@ def fit(picture: np.ndarray, preprocessor: nn.Module, signature: Signature) -> n
                          f'{height}x{width}.')
     mean = preprocessor.mean.flatten().round().byte().tolist()
     fitted = np.empty((height, width, 3), np.uint8)
-    fitted[:] = mean[::-1] if preprocessor._channel_conversion else mean
+    fitted[:] = mean[::-1] if converts_to_rgb(preprocessor) else mean
     fitted[:picture.shape[0], :picture.shape[1]] = picture
     return fitted
 

@@ -11,12 +11,23 @@ from pathlib import Path
 _REFUSED = ('gather', 'scatter', 'lstm', 'gru', 'rnn', 'custom', 'non_zero', 'non_maximum')
 
 
-def _operations(path: Path) -> list:
+def _block(path: Path):
     import coremltools
     specification = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     [function] = specification.mlProgram.functions.values()
     [block] = function.block_specializations.values()
-    return [operation for operation in block.operations if operation.type != 'const']
+    return block
+
+
+def _operations(path: Path) -> list:
+    return [operation for operation in _block(path).operations if operation.type != 'const']
+
+
+def output_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each output of a package."""
+    block = _block(path)
+    types = {out.name: out.type.tensorType for operation in block.operations for out in operation.outputs}
+    return {name: tuple(side.constant.size for side in types[name].dimensions) for name in block.outputs}
 
 
 def operators_of(path: Path) -> Counter:

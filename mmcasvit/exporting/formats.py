@@ -38,6 +38,10 @@ def _quiet():
             logger.setLevel(level)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _program(graph: nn.Module, example: Tensor, signature: Signature) -> torch.export.ExportedProgram:
     free, rows = torch.export.Dim.DYNAMIC, signature.pixels is not None
     shape = {}
@@ -47,11 +51,12 @@ def _program(graph: nn.Module, example: Tensor, signature: Signature) -> torch.e
         shape |= {1: free, 2: free} if rows else {2: free, 3: free}
     try:
         return torch.export.export(graph, (example, ), dynamic_shapes=(shape, ) if shape else None, strict=False)
+    except UsageError:
+        raise
     except Exception as error:
         if not shape:
             raise
-        raise UsageError(f'this model cannot be exported with a free batch or size: {str(error).splitlines()[0]}'
-                         ) from error
+        raise UsageError(f'this model cannot be exported with a free batch or size: {_first_line(error)}') from error
 
 
 def write_onnx(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
@@ -62,6 +67,11 @@ def write_onnx(graph: nn.Module, example: Tensor, signature: Signature, path: Pa
             _program(graph, example, signature), dynamo=True, verbose=False, input_names=['image'],
             output_names=list(signature.outputs) or None, custom_translation_table=onnx_translations())
     model = program.model_proto
+    # Traces of the stack, with paths of this machine in them.
+    for parts in (model.graph.node, model.graph.input, model.graph.output, model.graph.value_info,
+                  model.graph.initializer):
+        for part in parts:
+            del part.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: signature.to_json()})
     onnx.save(model, path)
 
@@ -188,27 +198,6 @@ def run_coreml(path: Path, threads: int) -> tuple[Signature, Run]:
     return signature, run
 
 
-def write_executorch(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
-    """A program for ExecuTorch, with XNNPACK for what it can do."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    with _quiet():
-        text = torch.tensor(list(signature.to_json().encode()), dtype=torch.uint8)
-        program = to_edge_transform_and_lower(
-            _program(graph, example, signature), partitioner=[XnnpackPartitioner()], constant_methods={KEY: text})
-        path.write_bytes(program.to_executorch().buffer)
-
-
-def run_executorch(path: Path, threads: int) -> tuple[Signature, Run]:
-    from executorch.runtime import Runtime
-    program = Runtime.get().load_program(path)
-    if KEY not in program.method_names:
-        Signature.from_json(None, path)
-    text = bytes(program.load_method(KEY).execute([])[0].tolist()).decode()
-    method = program.load_method('forward')
-    return Signature.from_json(text, path), lambda x: method.execute([x])
-
-
 @dataclass(frozen=True)
 class Format:
     """A file format.
@@ -249,8 +238,6 @@ FORMATS: dict[str, Format] = dict(
     pt2=Format('.pt2', write_pt2, run_pt2),
     coreml=Format('.mlpackage', write_coreml, run_coreml, ('coremltools', ), 'coreml', ('fp32', 'fp16'),
                   ('backbone', 'segmentor'), dynamic=False, here=_on_a_mac),
-    executorch=Format('.pte', write_executorch, run_executorch, ('executorch', ), 'executorch', ('fp32', ),
-                      ('backbone', 'segmentor'), dynamic=False),
 )
 
 
@@ -311,7 +298,7 @@ class Exported:
         except UsageError:
             raise
         except Exception as error:  # each runtime has a type of its own
-            raise UsageError(f'{path} cannot be loaded: {str(error).splitlines()[0]}') from error
+            raise UsageError(f'{path} cannot be loaded: {_first_line(error)}') from error
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """Computes one batch.

@@ -14,6 +14,9 @@ from ..tooling import UsageError
 from .operators import nms_keep, roi_align_level
 from .signature import DTYPES, Signature
 
+# split_thr only spares memory.
+_NMS_OPTIONS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+
 
 class AdaptiveAveragePool(nn.Module):
     """Adaptive average pooling as two matrix products, which exports with any size, fixed or not.
@@ -138,6 +141,9 @@ class DetectorGraph(nn.Module):
                              'selected as RetinaNet does, and RPN, can be exported.')
         if self.two_stage and type(model.roi_head) is not StandardRoIHead:
             raise UsageError(f'no export for {type(model.roi_head).__name__}, only for StandardRoIHead.')
+        for cfg in (dense.test_cfg, *([model.roi_head.test_cfg] if self.two_stage else [])):
+            if cfg.nms.get('type', 'nms') != 'nms' or set(cfg.nms) - _NMS_OPTIONS:
+                raise UsageError(f'only plain non-maximum suppression is standard ONNX, and the config has {cfg.nms}.')
         self.dense = dense
         self.divisor = model.data_preprocessor.pad_size_divisor
         self.output_names = ['boxes', 'scores', 'labels']
@@ -197,17 +203,14 @@ class DetectorGraph(nn.Module):
 
     def select(self, boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict) -> tuple[Tensor, Tensor, Tensor]:
         """What is left of candidates by the rules of a test_cfg: boxes ``(N, D, 4)``, scores and groups ``(N, D)``."""
-        nms = dict(cfg.nms)
-        if nms.pop('type', 'nms') != 'nms':
-            raise UsageError(f'only plain non-maximum suppression is standard ONNX, and the config has {cfg.nms}.')
         valid = scores > cfg.get('score_thr', 0)
         if cfg.get('min_bbox_size', -1) >= 0:
             valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > cfg.min_bbox_size).all(-1)
         scores = torch.where(valid, scores, 0)
         apart = boxes
-        if not nms.pop('class_agnostic', False):  # moved apart, boxes of different groups do not overlap
-            apart = boxes + (groups * (boxes.amax((1, 2), keepdim=False)[:, None] + 1))[..., None]
-        scores = scores * nms_keep(apart, scores, nms['iou_threshold'], cfg.max_per_img)
+        if not cfg.nms.get('class_agnostic', False):  # moved apart, boxes of different groups do not overlap
+            apart = boxes + (groups * (boxes.amax((1, 2))[:, None] + 1))[..., None]
+        scores = scores * nms_keep(apart, scores, cfg.nms.iou_threshold, cfg.max_per_img)
         scores, best = scores.topk(_at_most(scores.shape[1], cfg.max_per_img))
         return _take(boxes, best), scores, torch.where(scores > 0, _take(groups, best), -1)
 
@@ -241,6 +244,11 @@ class DetectorGraph(nn.Module):
         return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
 
 
+def converts_to_rgb(preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor of mmdet, mmseg or mmpretrain turns BGR into RGB."""
+    return getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False)
+
+
 class Preprocessing(nn.Module):
     """What the data preprocessor of a model does to pixels, and stretching to a fixed size in front of it.
 
@@ -253,7 +261,7 @@ class Preprocessing(nn.Module):
             raise UsageError('--preprocess: the data preprocessor of the config does not normalise.')
         self.rows_of_pixels = signature.format != 'coreml'
         # The weights are in the order of what the graph is fed, the model wants RGB where its preprocessor converts.
-        self.flip = (signature.pixels == 'rgb') != preprocessor._channel_conversion
+        self.flip = (signature.pixels == 'rgb') != converts_to_rgb(preprocessor)
         self.size = signature.size if signature.resize else None
         self.register_buffer('mean', preprocessor.mean.clone().float())
         self.register_buffer('scale', 1 / preprocessor.std.float())

@@ -2,7 +2,6 @@
 from collections.abc import Callable
 
 import torch
-from mmcv.ops import nms, roi_align
 from torch import Tensor
 
 
@@ -21,6 +20,7 @@ def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int) 
     Returns:
         ``(N, S)``, 1 for what is left and 0 for what is dropped, in float32.
     """
+    from mmcv.ops import nms  # here, so that a backbone can be exported beside an mmcv without operators
     keep = torch.zeros_like(scores, dtype=torch.float32)
     for mask, image_boxes, image_scores in zip(keep, boxes, scores):
         valid = (image_scores > 0).nonzero()[:, 0]
@@ -51,6 +51,7 @@ def roi_align_level(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int,
     Returns:
         ``(R, C, side, side)``.
     """
+    from mmcv.ops import roi_align
     cells = rois.new_zeros(len(rois), maps[0].shape[1], side, side)
     for level, (feature, scale) in enumerate(zip(maps, scales)):
         chosen = (levels == level).nonzero()[:, 0]
