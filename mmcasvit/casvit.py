@@ -395,8 +395,8 @@ class CASViT(BaseModule):
                 raise ValueError(f'unknown arch {arch!r}. Valid: {", ".join(cls.arch_settings)}, or a dict with '
                                  'depths and channels.')
             arch = cls.arch_settings[arch]
-        if set(arch) != {'depths', 'channels'}:
-            raise ValueError(f'an arch dict has exactly the fields depths and channels, got {sorted(arch)}.')
+        if not isinstance(arch, dict) or set(arch) != {'depths', 'channels'}:
+            raise ValueError(f'an arch dict has exactly the fields depths and channels, got {arch!r}.')
         for field, values in arch.items():
             if len(values) != 4 or not is_list_of(list(values), int) or min(values) < 1:
                 raise ValueError(f'{field} of an arch must be four positive integers, got {values!r}.')

@@ -27,7 +27,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .datasets import leaves
-from .tooling import UsageError, data_folders, named_leaf_datasets
+from .tooling import (
+    UsageError,
+    annotation_file,
+    category_order_fault,
+    class_names,
+    data_folders,
+    dataset_type,
+    named_leaf_datasets,
+    reads_annotations_as,
+)
 
 # What can be wrong, in the order of the report.
 KINDS = dict(
@@ -130,27 +139,6 @@ class DataSet:
         self.problems.append(Problem(kind, where, detail, **rest))
 
 
-def _class_of(config: ConfigDict, scope: str) -> type:
-    name = config.get('type')
-    found = name if isinstance(name, type) else DATASETS.get(name if '.' in str(name) else f'{scope}.{name}')
-    if found is None:
-        raise UsageError(f'no data set is called {name!r} in {scope}.')
-    return found
-
-
-def _reading(kind: type, scope: str) -> str:
-    """By whose method the annotations are read; what a data set reads in its own way is not second-guessed."""
-    if scope == 'mmdet':
-        from mmdet.datasets import CocoDataset
-        if getattr(kind, 'load_data_list', None) is CocoDataset.load_data_list:
-            return 'coco'
-    if scope == 'mmseg':
-        from mmseg.datasets import BaseSegDataset
-        if getattr(kind, 'load_data_list', None) is BaseSegDataset.load_data_list:
-            return 'masks'
-    return 'images'
-
-
 def load_splits(cfg: Config, splits: list[str], limit: int | None = None) -> dict[str, list[DataSet]]:
     """Lists the images of each split's data sets; those of wrappers are looked at one by one.
 
@@ -185,13 +173,9 @@ def load_splits(cfg: Config, splits: list[str], limit: int | None = None) -> dic
 def _load(name: str, config: ConfigDict, scope: str, limit: int | None) -> DataSet:
     if config.get('backend_args'):
         raise UsageError(f'{name}: only data on a local disk can be checked, and it has backend_args.')
-    kind = _class_of(config, scope)
-    metainfo = {**getattr(kind, 'METAINFO', {}), **(config.get('metainfo') or {})}
-    classes = metainfo.get('classes') or ()
-    classes = (classes, ) if isinstance(classes, str) else tuple(classes)
-    data = DataSet(name, config, _reading(kind, scope), classes, data_folders(config))
-    file = config.get('ann_file') or ''
-    data.annotation_file = os.path.join(config.get('data_root') or '', file) if file else ''
+    kind = dataset_type(config, scope)
+    data = DataSet(name, config, reads_annotations_as(kind, scope), class_names(config, scope), data_folders(config),
+                   annotation_file(config))
     dict(coco=_list_coco, masks=_list_masks, images=_list_images)[data.reads](data, kind)
     data.samples = data.samples[:limit]
     return data
@@ -285,7 +269,10 @@ def check_annotations(data: DataSet) -> None:
     if not content:
         return
     file = data.annotation_file
-    _check_classes(data)
+    if fault := category_order_fault([category['name'] for category in content['categories']], data.classes):
+        data.add('class_order', file, fault)
+    for name in set(data.classes) - {category['name'] for category in content['categories']}:
+        data.add('class_missing', file, f'{name!r}; mmdet would number the classes after it wrongly')
     images = {}
     by_id, by_name = defaultdict(list), defaultdict(list)
     for index, image in enumerate(content['images']):
@@ -337,19 +324,6 @@ def _is_id(value) -> bool:
 
 def _is_image(entry) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get('file_name'), str) and _is_id(entry.get('id'))
-
-
-def _check_classes(data: DataSet) -> None:
-    in_file = [category['name'] for category in data.content['categories']]
-    missing = [name for name in data.classes if name not in in_file]
-    for name in missing:
-        data.add('class_missing', data.annotation_file, f'{name!r}; mmdet would number the classes after it wrongly')
-    shared = [name for name in in_file if name in data.classes]
-    expected = [name for name in data.classes if name in shared]
-    if shared != expected:
-        first = next(i for i, pair in enumerate(zip(shared, expected)) if pair[0] != pair[1])
-        data.add('class_order', data.annotation_file, f'label {first} is {expected[first]!r} in the config and '
-                 f'{shared[first]!r} in the file, by whose order mmdet numbers them')
 
 
 def _check_shape(data: DataSet, annotation: dict, image: dict, where: str, about: dict) -> None:
@@ -469,6 +443,8 @@ def read_files(image: str, mask: str) -> FileReport:
             report.turned, report.size = upright != picture.size, upright
         if not cv2.haveImageReader(image):
             report.error = 'OpenCV, which mmcv reads images with, does not know the format'
+    except Image.UnidentifiedImageError:
+        report.error = 'no image, or of a format that Pillow does not know' if content else 'the file is empty'
     except Exception as error:  # decoders raise nearly anything
         report.error = f'{type(error).__name__}: {error}'
     if not mask:
@@ -533,9 +509,10 @@ def _map(function: Callable, items: list, workers: int) -> Iterator:
 
 def _judge_image(data: DataSet, sample: Sample, report: FileReport) -> None:
     about = dict(image=sample.image, image_index=sample.index)
-    if report.error:
-        kind = 'missing_image' if not os.path.exists(sample.image) else 'unreadable_image'
-        data.add(kind, sample.image, report.error, **about)
+    if not os.path.exists(sample.image):
+        data.add('missing_image', sample.image, 'no such file', **about)
+    elif report.error:
+        data.add('unreadable_image', sample.image, report.error, **about)
     elif sample.size and report.size != sample.size:
         turned = ', turned as its EXIF entry says' if report.turned else ''
         data.add('wrong_size', sample.image, f'{report.size[0]} x {report.size[1]}{turned}; recorded as '
@@ -563,13 +540,13 @@ def _judge_mask(data: DataSet, sample: Sample, report: FileReport) -> None:
 def reduces_zero_label(data: DataSet) -> bool:
     """Whether label 0 of the files stands for what is not labelled, and 1 for the first class."""
     given = data.config.get('reduce_zero_label')
-    return bool(_default_of(_class_of(data.config, 'mmseg'), 'reduce_zero_label') if given is None else given)
+    return bool(_default_of(dataset_type(data.config, 'mmseg'), 'reduce_zero_label') if given is None else given)
 
 
 def allowed_labels(data: DataSet) -> range | set[int]:
     """The values that a mask's file may hold."""
     # Where the config names some of the classes, the files still count all that their data set knows.
-    known = getattr(_class_of(data.config, 'mmseg'), 'METAINFO', {}).get('classes') or data.classes
+    known = getattr(dataset_type(data.config, 'mmseg'), 'METAINFO', {}).get('classes') or data.classes
     if not known:
         return range(256)
     first = 1 if reduces_zero_label(data) else 0
@@ -620,7 +597,7 @@ def cleaned_coco(data: DataSet) -> tuple[dict, list[str]]:
         elif problem.kind == 'duplicate_annotation_id':
             renumbered.add(annotation)
     content['images'] = [image for index, image in enumerate(data.content['images']) if index not in bad_images]
-    dropped.update(f'images: {KINDS[kind]}' for kind in bad_images.values())
+    dropped.update(KINDS[kind] for kind in bad_images.values())
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
     ids = [entry['id'] for entry in data.content['annotations'] if isinstance(entry, dict)
            and isinstance(entry.get('id'), int)]
@@ -628,7 +605,7 @@ def cleaned_coco(data: DataSet) -> tuple[dict, list[str]]:
     content['annotations'] = []
     for index, annotation in enumerate(data.content['annotations']):
         if index in bad_annotations:
-            dropped[f'annotations: {KINDS[bad_annotations[index]]}'] += 1
+            dropped[KINDS[bad_annotations[index]]] += 1
             continue
         if annotation['image_id'] not in sizes:
             dropped['annotations of images that were left out'] += 1
@@ -638,17 +615,17 @@ def cleaned_coco(data: DataSet) -> tuple[dict, list[str]]:
             x, y, w, h = annotation['bbox']
             left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
             if right - left < 1 or bottom - top < 1:
-                dropped['annotations: boxes that lie outside of their image'] += 1
+                dropped['boxes that lie outside of their image'] += 1
                 continue
             annotation = dict(annotation, bbox=[left, top, right - left, bottom - top])
         if index in renumbered:
             annotation, next_id = dict(annotation, id=next_id), next_id + 1
         content['annotations'].append(annotation)
-    done = [f'left out {count} {what}' for what, count in dropped.items()]
+    done = [f'left out {what}: {count}' for what, count in dropped.items()]
     if clipped:
-        done.append(f'cut {len(clipped)} boxes at the border of their image, or left them out')
+        done.append(f'cut boxes at the border of their image, or left them out: {len(clipped)}')
     if renumbered:
-        done.append(f'gave {len(renumbered)} annotations an id of their own')
+        done.append(f'gave annotations an id of their own: {len(renumbered)}')
     if any(problem.kind == 'class_order' for problem in data.problems):
         order = {name: number for number, name in enumerate(data.classes)}
         content['categories'] = sorted(content['categories'], key=lambda c: order.get(c['name'], len(order)))
@@ -663,10 +640,10 @@ def cleaned_names(data: DataSet) -> tuple[list[str], list[str]]:
         if problem.kind in _DROPS_IMAGE and problem.image_index is not None:
             bad.setdefault(problem.image_index, problem.kind)
     folder = _prefix(data.config, 'img_path')
-    suffix = data.config.get('img_suffix') or _default_of(_class_of(data.config, 'mmseg'), 'img_suffix')
+    suffix = data.config.get('img_suffix') or _default_of(dataset_type(data.config, 'mmseg'), 'img_suffix')
     names = [os.path.relpath(sample.image, folder)[:-len(suffix)] for sample in data.samples if sample.index not in bad]
-    dropped = Counter(f'images: {KINDS[kind]}' for kind in bad.values())
-    return list(dict.fromkeys(names)), [f'left out {count} {what}' for what, count in dropped.items()]
+    dropped = Counter(KINDS[kind] for kind in bad.values())
+    return list(dict.fromkeys(names)), [f'left out {what}: {count}' for what, count in dropped.items()]
 
 
 def fixed_path(data: DataSet) -> Path | None:
@@ -733,7 +710,7 @@ def _draw(problem: Problem, size: tuple[int, int] = (300, 200)) -> Image.Image:
     cell.paste(shown, corner)
     if problem.box:
         edges = (corner[0] + x * scale, corner[1] + y * scale, corner[0] + (x + w) * scale, corner[1] + (y + h) * scale)
-        edges = [min(max(value, 0), bound) for value, bound in zip(edges, cell.size * 2)]
+        edges = [min(max(value, 4), 3 + bound) for value, bound in zip(edges, size * 2)]
         pen.rectangle((min(edges[::2]), min(edges[1::2]), max(edges[::2]), max(edges[1::2])), outline=(230, 0, 0),
                       width=2)
     pen.rectangle((0, size[1] + 6, *cell.size), fill='white')

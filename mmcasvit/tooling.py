@@ -6,9 +6,11 @@ import functools
 import importlib
 import importlib.util
 import json
+import linecache
 import logging
 import mmap
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings, scandir
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 
 from .casvit import CASViT
@@ -69,15 +71,21 @@ def _wrong_surroundings(error: Exception) -> str:
 
 def _wrong_config(error: Exception) -> str:
     """Which part of a config could not be built, and why, if an error comes out of mmengine's registries."""
-    part, place = '', ''
+    part, place, code = '', '', ''
     for frame, line in traceback.walk_tb(error.__traceback__):
+        given = frame.f_locals.get('cfg')
         if frame.f_code.co_name == 'build_from_cfg':
-            part = str((frame.f_locals.get('cfg') or {}).get('type') or '')
+            part = str((given or {}).get('type') or '')
+        elif frame.f_code.co_name == 'build_optim_wrapper' and isinstance(given, dict):
+            part = f'optim_wrapper with {dict(given.get("optimizer") or {})}'
         place = f'{frame.f_code.co_filename}:{line}'
+        code = linecache.getline(frame.f_code.co_filename, line).strip()
     if not part:
         return ''
     reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return f'{part} of the config cannot be built: {type(error).__name__}: {reason} ({place})'
+    if 'need at least one array to concatenate' in str(error):  # what mmengine's data sets say
+        reason = 'it has no image that the config would use. tools/check_dataset.py says what is wrong with the data'
+    return f'{part} of the config cannot be built: {type(error).__name__}: {reason or code} ({place})'
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +147,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, IndexError) as error:
         raise UsageError(f'--cfg-options do not fit the config {file}: {error}') from error
+    _check_kinds(cfg, file)
     if new_root is not None:
         if old_root is None:
             raise UsageError(f'config {file} has no data_root; override that of each data set, such as '
@@ -147,6 +156,20 @@ def load_config(path: str, options: dict | None = None) -> Config:
             raise UsageError(f'no data set of config {file} lies in its data_root {old_root}; override that of each '
                              'data set, such as train_dataloader.dataset.data_root=DIR.')
     return cfg
+
+
+def _check_kinds(cfg: Config, file: Path) -> None:
+    """Looks whether the parts that the tools work on are what they take them for."""
+    parts = {'model': cfg.get('model')}
+    if isinstance(cfg.get('model'), dict):
+        parts |= {f'model.{name}': cfg.model[name] for name in ('backbone', 'neck') if cfg.model.get(name) is not None}
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name) is not None:
+            parts[name] = cfg[name]
+            parts[f'{name}.dataset'] = cfg[name].get('dataset') if isinstance(cfg[name], dict) else {}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise UsageError(f'{name} of config {file} must be a dict, got {part!r}.')
 
 
 def _import_framework(name: str, config: Path) -> None:
@@ -436,7 +459,28 @@ def build_runner(cfg: Config) -> Runner:
     guard_data(runner)
     if isinstance(runner.model, nn.Module):
         check_channels(unwrap(runner.model))
+        check_classes(unwrap(runner.model), cfg)
     return runner
+
+
+def check_classes(model: nn.Module, cfg: Config) -> None:
+    """Compares the number of classes of a detector's or segmentor's heads with that of the data.
+
+    Raises:
+        UsageError: they differ.
+    """
+    heads = {name: module.num_classes for name, module in model.named_modules()
+             if re.search(r'(^|\.)(bbox_head|mask_head|decode_head|auxiliary_head)(\.\d+)?$', name)
+             and isinstance(getattr(module, 'num_classes', None), int) and not getattr(module, 'class_agnostic', False)}
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader.dataset) if loader else ():
+            classes = class_names(dataset, cfg.default_scope)
+            for name, number in heads.items():
+                if classes and number != len(classes):
+                    raise UsageError(f'model.{name}.num_classes is {number}, and the data of the {split} split have '
+                                     f'{len(classes)} classes ({shorten(classes, 3)}): set num_classes of the heads to '
+                                     'that, or metainfo=dict(classes=(...)) of every data set.')
 
 
 def check_channels(model: nn.Module) -> None:
@@ -484,16 +528,22 @@ def find_images(path: Path) -> list[str]:
 
 
 def check_images(images: Sequence[str]) -> None:
-    """Reads the header of each image.
+    """Reads each image to its end: OpenCV fills what is missing of a cut-off one with grey, and says nothing.
 
     Raises:
-        UsageError: one of them is no image.
+        UsageError: one of them is no image or cut off, or two have the same name but for the suffix.
     """
+    names = {}
     for image in images:
+        other = names.setdefault(Path(image).stem, image)
+        if other != image:
+            raise UsageError(f'{other} and {image} have the same name, and so would their predictions. Put them into '
+                             'different folders.')
         try:
-            Image.open(image).close()
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f'{image} cannot be read as an image') from error
+            with Image.open(image) as file:
+                file.load()
+        except Exception as error:  # decoders raise nearly anything
+            raise UsageError(f'{image} cannot be read as an image: {error}') from error
 
 
 def check_deployable(model: nn.Module) -> None:

@@ -74,7 +74,7 @@ def print_report(splits, examples):
                 if not problems:
                     continue
                 total += len(problems)
-                print(f'  {len(problems)} {meaning}')
+                print(f'  {meaning}: {len(problems)}')
                 for problem in problems[:examples]:
                     print(f'    {problem.where}: {problem.detail}')
                 if len(problems) > examples:
@@ -102,7 +102,12 @@ def write_fixed(splits):
                 print(f'{data.name}: nothing that leaving something out would mend')
                 continue
             with path.open('x') as file:
-                file.write(text)
+                try:
+                    file.write(text)
+                    file.flush()
+                except OSError:
+                    path.unlink()
+                    raise
             print(f'{data.name}: {"; ".join(done)}\n  written: {path}')
             given = os.path.relpath(path, data.config.get('data_root') or '.')
             options = [f'{data.name}.ann_file={given}']

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from mmengine.device import get_device
 from mmengine.fileio import dump
+from PIL import Image
 
 from mmcasvit.conversion import adapted
 from mmcasvit.deployment import deploy
 from mmcasvit.tooling import (
+    UsageError,
     add_trust_argument,
     check_deployable,
     check_images,
@@ -36,6 +38,14 @@ def parse_args():
     return parser.parse_args()
 
 
+def check_drawable(images):
+    """mmseg's drawing takes the label of an image of one pixel for an index, and fails."""
+    for image in images:
+        with Image.open(image) as file:
+            if file.size == (1, 1):
+                raise UsageError(f'{image} is a single pixel, which mmseg cannot draw.')
+
+
 @exits_cleanly
 def main():
     args = parse_args()
@@ -43,6 +53,8 @@ def main():
     cfg = load_config(args.config)
     _, weights = find_weights(read_checkpoint(args.checkpoint, trust=args.trust_checkpoint))
     check_images(images)
+    if cfg.default_scope == 'mmseg':
+        check_drawable(images)
     use_safe_checkpoint_reader(args.trust_checkpoint)
     cfg.model.backbone.pop('init_cfg', None)
     out = dict(out_dir=str(args.out_dir), batch_size=args.batch_size)
