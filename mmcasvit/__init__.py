@@ -2,7 +2,7 @@
 from .casvit import CASViT
 from .checkpointing import CheckpointHook
 from .deployment import DeployHook, deploy
-from .hooks import ChannelsLastHook, CheckWeightsHook
+from .hooks import ChannelsLastHook, CheckWeightsHook, CompileHook
 from .loading import watch_models
 from .model_zoo import config_path, get_config, get_model, list_configs
 from .plug import PlugError, plug
@@ -16,7 +16,7 @@ extend_mmengine_loader()
 watch_models()
 
 __all__ = [
-    'CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'CheckpointHook', 'DeployHook', 'PlugError',
+    'CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'CheckpointHook', 'CompileHook', 'DeployHook', 'PlugError',
     'ResumableEpochLoop', 'ResumableIterLoop', 'RunStopped', 'StopOnInvalidLossHook', 'WeightsError', '__version__',
     'config_path', 'deploy', 'get_config', 'get_model', 'list_configs', 'load_pretrained', 'plug'
 ]

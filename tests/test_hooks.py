@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmcasvit import CASViT, ChannelsLastHook
+from mmcasvit import CASViT, ChannelsLastHook, CompileHook
 
 
 class RoIModel(nn.Module):
@@ -34,3 +34,24 @@ def test_channels_last_changes_the_format_and_not_the_numbers():
     assert feature.is_contiguous(memory_format=torch.channels_last)
     assert not feature.is_contiguous()
     assert_close(model(x, rois), wanted)
+
+
+def test_compiling_changes_neither_names_nor_numbers():
+    model = nn.Module()
+    model.backbone = CASViT(dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24))).eval()
+    x, names, compiled = torch.randn(1, 3, 64, 64), list(model.state_dict()), []
+    wanted = model.backbone(x)
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    CompileHook(backend=backend).before_run(SimpleNamespace(model=model))
+    assert_close(model.backbone(x), wanted)
+    assert len(compiled) == 1, 'the backbone should be one graph'
+    assert list(model.state_dict()) == names
+
+
+def test_compiling_a_model_without_a_backbone_is_an_error():
+    with pytest.raises(AttributeError, match='none of the parts backbone, neck'):
+        CompileHook().before_run(SimpleNamespace(model=nn.Linear(2, 2)))

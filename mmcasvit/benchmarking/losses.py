@@ -81,14 +81,17 @@ def variant_of(cfg: Config, variant: str, seed: int) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(seed=seed)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != 'mmcasvit.ChannelsLastHook']
-    cfg.compile = variant == 'compile'
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', [])
+                        if hook['type'] not in ('mmcasvit.ChannelsLastHook', 'mmcasvit.CompileHook')]
+    cfg.compile = False
     optim_wrapper = cfg.optim_wrapper
     optim_wrapper.type = 'OptimWrapper'
     for key in ('dtype', 'loss_scale'):
         optim_wrapper.pop(key, None)
     if variant == 'channels_last':
         cfg.custom_hooks.append(dict(type='mmcasvit.ChannelsLastHook'))
+    elif variant == 'compile':
+        cfg.custom_hooks.append(dict(type='mmcasvit.CompileHook'))
     elif variant in ('bf16', 'fp16'):
         optim_wrapper.dtype = str(DTYPES[variant]).removeprefix('torch.')
         optim_wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'CPUAutocastOptimWrapper'

@@ -1,6 +1,7 @@
 """Tables, files and plots of what was measured."""
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -158,6 +159,43 @@ def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tupl
     return places
 
 
+def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, object]], metric: str) -> None:
+    """A metric of each variant, every seed a dot and their mean a line, and the means against the time.
+
+    Args:
+        rows: with ``variant``, ``values`` (one a seed), ``mean`` and ``seconds`` (a :class:`Spread`).
+    """
+    pyplot = _pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 1 + .35 * max(5, len(rows))), layout='constrained')
+    places = range(len(rows))
+    for place, row in zip(places, rows):
+        left.plot(row['values'], [place] * len(row['values']), 'o', color=_COLOURS[0], alpha=.5, markersize=5)
+        left.plot([row['mean']] * 2, [place - .3, place + .3], color=_COLOURS[1], linewidth=2)
+        right.plot(row['seconds'].median * 1000, row['mean'], 'o', color=_COLOURS[1], markersize=5)
+        right.annotate(row['variant'], (row['seconds'].median * 1000, row['mean']), xytext=(0, 5), ha='center',
+                       textcoords='offset points', fontsize=7)
+    left.set_yticks(places, [row['variant'] for row in rows])
+    left.invert_yaxis()
+    left.set_xlabel(f'{metric}: every seed (dots) and their mean (line)')
+    left.grid(axis='x')
+    right.set_xscale('log')
+    right.minorticks_off()
+    right.set_xticks(*_round_ticks([row['seconds'].median * 1000 for row in rows]))
+    right.margins(.15)
+    right.set_xlabel('ms of the backbone')
+    right.set_ylabel(f'mean {metric}')
+    right.grid()
+    _save(figure, path)
+
+
+def _round_ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
+    """Numbers that begin with 1, 2 or 5 around positive values, and how they are written."""
+    powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    ticks = [digit * 10. ** power for power in powers for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if min(values) / 2 < tick < max(values) * 2]
+    return ticks, [f'{tick:g}' for tick in ticks]
+
+
 def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
                  exponents: Mapping[str, Mapping[str, float]], title: str) -> None:
     """How several quantities grow with the pixels, a panel for each, both axes logarithmic.
@@ -176,7 +214,7 @@ def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tu
         axes.set_xscale('log')
         axes.set_yscale('log')
         sides = sorted({round(x ** .5) for points in models.values() for x, _ in points})
-        axes.set_xticks([side ** 2 for side in sides], [str(side) for side in sides], fontsize=7)
+        axes.set_xticks([side ** 2 for side in sides], [str(side) for side in sides], fontsize=7, rotation=45)
         axes.minorticks_off()
         axes.yaxis.set_major_formatter('{x:g}')
         axes.grid()
