@@ -1,14 +1,14 @@
 """The forms a model can be run in. A form is one or more of these joined by ``+``, applied from left to right."""
 import importlib.util
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from ..exporting.formats import FORMATS as FILES
+from ..exporting.signature import Signature
 from ..hooks import to_channels_last
 from ..tooling import UsageError
 from .models import Backbone, NotApplicable, WholeModel
@@ -22,6 +22,7 @@ class Setting:
     device: str
     threads: int
     train: bool
+    before_runtime: Callable[[], None] = lambda: None  # called when a file is written and about to be loaded
 
 
 Subject = Backbone | WholeModel
@@ -66,51 +67,26 @@ class _Runtime(nn.Module):
         self.run = run
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.from_numpy, self.run(x.numpy())))
+        return tuple(self.run(x))
 
 
-def _export(subject: Subject, setting: Setting, folder: str, name: str) -> Path:
-    if isinstance(subject, WholeModel):
-        raise NotApplicable(f'{name} runs backbones alone here')
-    if setting.train or setting.device != 'cpu':
-        raise NotApplicable(f'{name} is measured for inference on the CPU')
-    path = Path(folder, 'model.onnx')
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of every operator of an absent torchvision
-    with torch.no_grad():
-        torch.onnx.export(subject.module, (setting.example, ), path, input_names=['image'], dynamo=True,
-                          verbose=False)
-    return path
-
-
-def _onnxruntime(subject: Subject, setting: Setting) -> None:
-    import onnxruntime
-    if setting.precision != 'fp32':
-        raise NotApplicable(f'onnxruntime has no {setting.precision} convolutions on the CPU')
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = _export(subject, setting, folder, 'onnxruntime')
-        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    subject.module = _Runtime(lambda x: session.run(None, dict(image=x)))
-
-
-def _openvino(subject: Subject, setting: Setting) -> None:
-    import openvino
-    # Its default would be bf16 wherever the processor has it.
-    precision = dict(fp32='f32', bf16='bf16', fp16='f16')[setting.precision]
-    with tempfile.TemporaryDirectory() as folder:
-        path = _export(subject, setting, folder, 'openvino')
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(path), 'CPU', {
-            'INFERENCE_NUM_THREADS': setting.threads, 'INFERENCE_PRECISION_HINT': precision,
-            'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1})
-    request = compiled.create_infer_request()
-
-    def run(x):
-        found = request.infer([x], share_inputs=True, share_outputs=True)
-        return [found[output] for output in compiled.outputs]
-    subject.module = _Runtime(run)
+def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Callable[[Subject, Setting], None]:
+    """The form of a subject that was written in a format of :mod:`mmcasvit.exporting` and is run from the file."""
+    def apply(subject: Subject, setting: Setting) -> None:
+        if isinstance(subject, WholeModel):
+            raise NotApplicable(f'{name} runs backbones alone here')
+        if setting.train or setting.device != 'cpu':
+            raise NotApplicable(f'{name} is measured for inference on the CPU')
+        if setting.precision not in precisions:
+            raise NotApplicable(f'{name} has no {setting.precision} convolutions on the CPU')
+        known, example = FILES[format_name], setting.example
+        signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=setting.precision)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, 'model').with_suffix(known.suffix)
+            known.write(subject.module, example, signature, path)
+            setting.before_runtime()
+            subject.module = _Runtime(known.run(path, setting.threads)[1])
+    return apply
 
 
 @dataclass(frozen=True)
@@ -132,8 +108,8 @@ FORMS: dict[str, Form] = dict(
     deploy=Form(_deploy),
     channels_last=Form(_channels_last),
     compiled=Form(_compiled),
-    onnxruntime=Form(_onnxruntime, ('onnx', 'onnxscript', 'onnxruntime'), exported=True),
-    openvino=Form(_openvino, ('onnx', 'onnxscript', 'openvino'), exported=True),
+    onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32', )), FILES['onnx'].packages, exported=True),
+    openvino=Form(_exported('openvino', 'openvino', ('fp32', 'bf16')), FILES['openvino'].packages, exported=True),
 )
 
 

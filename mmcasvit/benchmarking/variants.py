@@ -73,11 +73,15 @@ def check(variant: Variant) -> None:
         raise NotApplicable('fp16 is for GPUs: no processor of today computes convolutions in it')
 
 
-def prepare(variant: Variant) -> Prepared:
+def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None) -> Prepared:
     """Builds a variant, brings it into its form, and compares its outputs with those of the eager model.
 
     A backbone predicts with weights and maps in the wanted type; training, and whole models whose box operators
     need fp32, run under PyTorch's autocast, as mmengine does it.
+
+    Args:
+        variant: what to build.
+        before_runtime: called when an exported form is written and its runtime is about to load it.
 
     Raises:
         UsageError, NotApplicable: as :func:`check`.
@@ -103,7 +107,7 @@ def prepare(variant: Variant) -> Prepared:
                 autocast = torch.autocast(device, dtype)
             else:
                 subject.module, data = module.to(dtype), data.to(dtype)
-        setting = Setting(data, variant.precision, device, variant.threads, train)
+        setting = Setting(data, variant.precision, device, variant.threads, train, before_runtime)
         for step in steps:
             step.apply(subject, setting)
         if 'channels_last' in variant.form.split('+'):
@@ -235,16 +239,7 @@ def _resident_peak(fields: dict) -> Memory:
     variant = Variant(**fields)
     exported = any(step.exported for step in parse_form(variant.form))
     before_runtime = []
-    if exported:
-        from . import forms
-        export = forms._export
-
-        def export_and_note(*args):
-            path = export(*args)
-            before_runtime.append(_settle())
-            return path
-        forms._export = export_and_note
-    prepared = prepare(variant)
+    prepared = prepare(variant, lambda: before_runtime.append(_settle()))
     with use_threads(variant.threads):
         for _ in range(2):
             prepared.run()
