@@ -143,6 +143,7 @@ class Spoil(Hook):
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_batch(tmp_path, capfd):
     settings = config(tmp_path, **CASE)
+    settings['default_hooks']['checkpoint']['save_best'] = None
     settings['custom_hooks'].append(dict(type=Spoil, inputs=True))
     assert train(settings) == 1
     text = ''.join(capfd.readouterr())
@@ -158,6 +159,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_batch(tmp_path, capfd):
 
 def test_weights_that_are_no_numbers_are_never_written(tmp_path, capfd):
     settings = config(tmp_path, **CASE)
+    settings['default_hooks']['checkpoint']['save_best'] = None
     settings['custom_hooks'].append(dict(type=Spoil, inputs=False))
     assert train(settings) == 1
     assert 'NaN or infinite' in ''.join(capfd.readouterr())
