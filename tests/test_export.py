@@ -86,6 +86,7 @@ def test_a_backbone_agrees_in_every_format(name, tmp_path):
     assert list(found) == ['stage1', 'stage2', 'stage3', 'stage4']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', formats('onnx', 'torchscript'))
 def test_a_segmentor_takes_any_size_and_batch(name, tmp_path):
     model = tiny('upernet')
