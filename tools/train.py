@@ -5,6 +5,7 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmcasvit.checkpointing import full_disk_explained
+from mmcasvit.distributed import use_cpus
 from mmcasvit.stopping import RunStopped
 from mmcasvit.tooling import (
     UsageError,
@@ -41,6 +42,8 @@ def main():
     cfg = load_config(args.config, args.cfg_options)
     check_data(cfg, 'train', 'val')
     prepare(cfg, args)
+    if args.launcher == 'pytorch' and not has_accelerator():
+        use_cpus(cfg)
     if args.pretrained is not None:
         check_checkpoint(args.pretrained, args.trust_checkpoint)
         cfg.model.backbone.init_cfg = dict(
