@@ -162,7 +162,7 @@ def test_training_goes_on_from_another_number_of_classes_and_says_so(detector, r
     done = run_tool('train.py', 'tiny.py', '--work-dir', 'tuned', *options, 'load_from=run/epoch_2.pth',
                     'train_cfg.max_epochs=1', 'train_cfg.val_interval=5', *FOUR_CLASSES, cwd=cwd)
     assert 'the rest starts from scratch' in done.stdout + done.stderr
-    assert 'Epoch(train) [1][4/4]' in done.stdout + done.stderr
+    assert 'Epoch(train) [1][1/' in done.stdout + done.stderr
     write_tiny_config(cwd / 'wider.py', MASK_RCNN, channels=(8, 12, 16, 32))
     done = run_tool('train.py', 'wider.py', '--work-dir', 'tuned', *options, 'load_from=run/epoch_2.pth', cwd=cwd,
                     expect=2)
