@@ -58,6 +58,8 @@ setup(
         # mmdet imports mmpretrain where it is installed, and that fails beside transformers 5.
         'benchmark': ['transformers>=4.40,<5', *EXPORT],
         'export': EXPORT,
+        # Quantises what is exported for OpenVINO.
+        'quantization': [*EXPORT, 'nncf>=3.4'],
         'coreml': ['coremltools>=9'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],

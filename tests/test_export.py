@@ -18,6 +18,7 @@ from mmcasvit.exporting import checking, load_exported
 from mmcasvit.exporting.evaluating import fitted_pipeline, substitute
 from mmcasvit.exporting.formats import FORMATS
 from mmcasvit.exporting.graphs import AdaptiveAveragePool, build_graph
+from mmcasvit.exporting.quantising import check_quantiser, export_quantised
 from mmcasvit.exporting.signature import Signature
 from mmcasvit.model_zoo import config_path, get_config, get_model
 from mmcasvit.tooling import UsageError
@@ -150,6 +151,29 @@ def test_argmax_inside_gives_the_same_classes(tmp_path):
     found = load_exported(tmp_path / 'model.pt')(torch.randn(1, 3, 64, 96))['classes']
     assert found.shape == (1, 64, 96)
     assert found.dtype == torch.int64
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+def test_int8_is_smaller_and_not_far_off(tmp_path):
+    model = tiny('semantic_fpn')
+    signature = Signature('openvino', 'backbone', (64, 96), precision='int8')
+    images = [checking.feed(picture, model.data_preprocessor, signature)
+              for picture in checking.drawn_pictures(2, (64, 96))]
+    export_quantised(model, signature, tmp_path / 'model.xml', images)
+    found = check(model, tmp_path / 'model.xml', [(64, 96)], checking.TOLERANCES['int8'])
+    assert max(found.values()) > 1e-3  # it was really computed in less
+    assert load_exported(tmp_path / 'model.xml').signature.precision == 'int8'
+    weights = sum(parameter.nbytes for parameter in model.backbone.parameters())
+    assert (tmp_path / 'model.bin').stat().st_size < .6 * weights
+
+
+def test_int8_names_what_it_needs(monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match=r'pictures to calibrate on|needs onnx'):
+        export(tiny('semantic_fpn'), tmp_path / 'model.xml', precision='int8')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UsageError, match=r'pip install "mmcasvit\[quantization\]"'):
+        check_quantiser()
 
 
 @pytest.mark.skipif(bool(FORMATS['coreml'].missing()), reason='coremltools is not installed')
@@ -302,6 +326,8 @@ def test_the_tool_exports_compares_and_exits_with_one_where_it_differs(run_tool,
 @pytest.mark.parametrize('arguments, words', [
     (['--format', 'coreml', '--dynamic', 'size'], 'fixed batch and size'),
     (['--format', 'onnx', '--precision', 'bf16'], 'not in bf16'),
+    (['--format', 'pt2', '--precision', 'int8'], 'not in int8'),
+    (['--format', 'openvino', '--precision', 'int8'], 'int8 needs'),
     (['--format', 'pt2', '--what', 'backbone', '--argmax'], 'for segmentors'),
     (['--format', 'pt2', '--resize'], '--resize needs --preprocess'),
     (['--format', 'pt2', '--out', 'x.onnx'], r'ends in .pt2'),
@@ -312,7 +338,7 @@ def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     spec = importlib.util.spec_from_file_location('export', ROOT / 'tools/export.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    if 'coreml' in arguments or 'onnx' in arguments:
+    if {'coreml', 'onnx', 'openvino'} & {*arguments}:
         monkeypatch.setattr(type(FORMATS['onnx']), 'missing', lambda self: [])
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', *arguments])
     with pytest.raises(UsageError, match=words):

@@ -17,6 +17,7 @@ from mmcasvit.exporting.coreml import operators_of, outside_neural_engine
 from mmcasvit.exporting.evaluating import load_pictures
 from mmcasvit.exporting.formats import FORMATS, check_format, export, load_exported, size_of
 from mmcasvit.exporting.graphs import kind_of
+from mmcasvit.exporting.quantising import check_quantiser, export_quantised
 from mmcasvit.exporting.signature import DTYPES, Signature
 from mmcasvit.model_zoo import config_path, get_model
 from mmcasvit.tooling import UsageError, check_deployable, check_images, exits_cleanly, find_images, load_config
@@ -35,7 +36,8 @@ def parse_args():
                         help='of the input, in pixels (default: 512 512)')
     parser.add_argument('--dynamic', nargs='+', choices=['batch', 'size'], default=[],
                         help='what is left open; otherwise the batch is 1 and the size that of --size')
-    parser.add_argument('--precision', choices=DTYPES, default='fp32')
+    parser.add_argument('--precision', choices=[*DTYPES, 'int8'], default='fp32',
+                        help='int8 is calibrated on the --images (default: fp32)')
     parser.add_argument('--argmax', action='store_true', help='a segmentor gives the class of each pixel, not logits')
     parser.add_argument('--preprocess', choices=['rgb', 'bgr'],
                         help='the graph takes pixels of this order, (N, H, W, 3) in uint8, and normalises them')
@@ -45,6 +47,8 @@ def parse_args():
     parser.add_argument('--images', type=Path, metavar='IMAGE_OR_FOLDER',
                         help='pictures to compare on, read by the test pipeline of the config (default: made-up ones)')
     parser.add_argument('--count', type=int, default=8, help='how many pictures at most (default: 8)')
+    parser.add_argument('--calibration', type=int, default=64,
+                        help='on how many of the --images int8 is calibrated at most (default: 64)')
     parser.add_argument('--tolerance', type=float,
                         help='how far the outputs may be from PyTorch\'s (default: '
                              + ', '.join(f'{value:g} for {name}' for name, value in checking.TOLERANCES.items()) + ')')
@@ -63,6 +67,10 @@ def check_arguments(args, kind):
         raise UsageError(f'{args.format} holds {" and ".join(known.what)} here, no {what}.')
     if args.precision not in known.precisions:
         raise UsageError(f'{args.format} is written in {" or ".join(known.precisions)}, not in {args.precision}.')
+    if args.precision == 'int8':
+        check_quantiser()
+        if args.images is None or args.calibration < 1:
+            raise UsageError('--precision int8 needs --images to calibrate on, and --calibration of at least 1.')
     if args.dynamic and not known.dynamic:
         raise UsageError(f'--dynamic: {args.format} has a fixed batch and size here.')
     if args.argmax and what != 'segmentor':
@@ -113,7 +121,13 @@ def main():
     if not args.plain:
         check_deployable(model)
     signature = check_arguments(args, None if args.what == 'backbone' else kind_of(model))
-    export(model, signature, args.out, fold=not args.plain)
+    if args.precision == 'int8':
+        calibration = [checking.feed(checking.fit(picture, model.data_preprocessor, signature),
+                                     model.data_preprocessor, signature)
+                       for picture in load_pictures(images[:args.calibration], cfg, signature)]
+        export_quantised(model, signature, args.out, calibration, fold=not args.plain)
+    else:
+        export(model, signature, args.out, fold=not args.plain)
     if args.format == 'coreml':
         report_coreml(args.out)
         if not FORMATS[args.format].here():

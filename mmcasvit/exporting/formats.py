@@ -104,7 +104,7 @@ def run_openvino(path: Path, threads: int) -> tuple[Signature, Run]:
     compiled = core.compile_model(model, 'CPU', {
         'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1,
         # Its default would be bf16 wherever the processor has it.
-        'INFERENCE_PRECISION_HINT': dict(fp32='f32', bf16='bf16', fp16='f16')[signature.precision]})
+        'INFERENCE_PRECISION_HINT': dict(fp32='f32', bf16='bf16', fp16='f16', int8='f32')[signature.precision]})
     request = compiled.create_infer_request()
 
     def run(x):
@@ -233,7 +233,8 @@ def _on_a_mac() -> bool:
 
 FORMATS: dict[str, Format] = dict(
     onnx=Format('.onnx', write_onnx, run_onnx, ('onnx', 'onnxscript', 'onnxruntime'), precisions=('fp32', 'fp16')),
-    openvino=Format('.xml', write_openvino, run_openvino, ('onnx', 'onnxscript', 'openvino')),
+    openvino=Format('.xml', write_openvino, run_openvino, ('onnx', 'onnxscript', 'openvino'),
+                    precisions=('fp32', 'fp16', 'bf16', 'int8')),
     torchscript=Format('.pt', write_torchscript, run_torchscript),
     pt2=Format('.pt2', write_pt2, run_pt2),
     coreml=Format('.mlpackage', write_coreml, run_coreml, ('coremltools', ), 'coreml', ('fp32', 'fp16'),
@@ -270,6 +271,8 @@ def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool 
     known = check_format(signature.format)
     if Path(path).suffix != known.suffix:
         raise UsageError(f'a file of {signature.format} ends in {known.suffix}, got {path}')
+    if signature.precision == 'int8':
+        raise UsageError('int8 needs pictures to calibrate on: mmcasvit.exporting.quantising.export_quantised')
     graph = build_graph(model, signature, fold)
     known.write(graph, graph.example(), graph.signature, Path(path))
 
