@@ -36,14 +36,16 @@ def flip(file):
 
 @pytest.mark.parametrize('harm', [truncate, flip, Path.unlink, lambda file: file.write_bytes(b'')],
                          ids=['truncated', 'one bit', 'gone', 'empty'])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, harm, capfd):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, harm, monkeypatch):
+    said = []
+    monkeypatch.setattr(checkpointing, 'print_log', lambda text, **_: said.append(text))
     save(tmp_path, 3, 6, 9, 12)  # the last one is of an earlier, longer run
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_9.pth'))
     assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_9.pth')
     harm(tmp_path / 'iter_9.pth')
     assert damage(tmp_path / 'iter_9.pth')
     assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_6.pth')
-    warning = ''.join(capfd.readouterr())
+    [warning] = said
     assert 'iter_9.pth' in warning
     assert 'iter_6.pth' in warning
     truncate(tmp_path / 'iter_6.pth')

@@ -367,7 +367,7 @@ def test_missing_images_are_named_with_the_way_to_get_them(monkeypatch, tmp_path
     from mmcasvit.tooling import check_data
     monkeypatch.chdir(tmp_path)
     dataset = Config.fromfile(FOLDER / '_base_/imagenet.py').train_dataloader.dataset
-    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))
     for missing in ('data/imagenet', 'data/imagenet/train'):
         words = rf'train split not found: {tmp_path}/{missing}\. .*image-net\.org.*data_root=DIR'
         with pytest.raises(UsageError, match=words):

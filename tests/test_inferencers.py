@@ -67,7 +67,7 @@ def test_a_detector_by_the_name_of_its_config(tmp_path):
 def test_a_segmentor(tmp_path, name, classes):
     from mmseg.apis import MMSegInferencer, inference_model
     model, config, checkpoint = trained(tmp_path, name)
-    inferencer = MMSegInferencer(config, checkpoint, device='cpu', show_progress=False)
+    inferencer = MMSegInferencer(config, checkpoint, device='cpu')
     assert len(inferencer.model.dataset_meta['classes']) == classes
     assert inferencer.model.dataset_meta['classes'] == model.dataset_meta['classes']
     found = inferencer(IMAGE, return_datasamples=True)
@@ -83,7 +83,7 @@ def test_our_tool_draws_a_segmentation_in_the_colours_of_its_data_set(tmp_path, 
     model, config, checkpoint = trained(tmp_path, SEGMENTOR)
     image = str(tmp_path / 'image.png')
     cv2.imwrite(image, IMAGE)
-    inferencer = MMSegInferencer(config, checkpoint, device='cpu', show_progress=False,
+    inferencer = MMSegInferencer(config, checkpoint, device='cpu',
                                  classes=model.dataset_meta['classes'], palette=model.dataset_meta['palette'])
     inferencer(image, out_dir=str(tmp_path / 'theirs'))
     run_tool('infer.py', image, config, checkpoint, '--device', 'cpu', '--out-dir', 'ours', cwd=tmp_path)
