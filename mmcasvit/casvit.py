@@ -16,7 +16,8 @@ from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .registry import MODELS
+from .registry import MODELS, TOKEN_MIXERS
+from .token_mixers import build_token_mixer
 from .weights import load_pretrained
 
 MLP_RATIO = 4
@@ -155,6 +156,7 @@ class Branch(nn.Module):
         return _recomputed(lambda x: self.light(self.dense(x, *norm)), x, [self, *norm])
 
 
+@TOKEN_MIXERS.register_module('additive')
 class AdditiveTokenMixer(Branch):
     """Convolutional additive token mixer (CATM): adds gated queries and keys where attention multiplies them.
 
@@ -162,13 +164,22 @@ class AdditiveTokenMixer(Branch):
 
     Source: arXiv 2408.03703, section 3.2.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+
+    Args:
+        spatial_gate, channel_gate: without one of them, or both, the mixer of an ablation.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict, with_cp: bool | str):
+    def __init__(self, channels: int, norm_cfg: dict, with_cp: bool | str, spatial_gate: bool = True,
+                 channel_gate: bool = True):
         super().__init__(with_cp)
+
+        def gates() -> nn.Sequential:  # what is left out keeps its place, so that the other keeps its name
+            return nn.Sequential(SpatialGate(channels, norm_cfg) if spatial_gate else nn.Identity(),
+                                 ChannelGate(channels) if channel_gate else nn.Identity())
+
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.oper_q = nn.Sequential(SpatialGate(channels, norm_cfg), ChannelGate(channels))
-        self.oper_k = nn.Sequential(SpatialGate(channels, norm_cfg), ChannelGate(channels))
+        self.oper_q = gates()
+        self.oper_k = gates()
         self.dwc = _depthwise(channels)
         self.proj = _depthwise(channels)
 
@@ -235,18 +246,28 @@ class CASViTBlock(nn.Module):
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, drop_path: float, norm_cfg: dict, act_cfg: dict, with_cp: bool | str):
+    def __init__(self, channels: int, drop_path: float, norm_cfg: dict, act_cfg: dict, with_cp: bool | str,
+                 token_mixer: str | dict):
         super().__init__()
+        self.with_cp = with_cp
         self.local_perception = LocalPerception(channels, norm_cfg, act_cfg, with_cp)
         self.norm1 = _norm(norm_cfg, channels)
-        self.attn = AdditiveTokenMixer(channels, norm_cfg, with_cp)
+        self.attn = build_token_mixer(token_mixer, channels, norm_cfg=norm_cfg, with_cp=with_cp)
         self.norm2 = _norm(norm_cfg, channels)
         self.mlp = Mlp(channels, act_cfg, with_cp)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    def mixed(self, x: Tensor) -> Tensor:
+        """The token mixer behind its norm; one that is no branch knows neither of norms nor of checkpointing."""
+        if isinstance(self.attn, Branch):
+            return self.attn(x, self.norm1)
+        if self.with_cp is True and self.training:
+            return _recomputed(lambda x: self.attn(self.norm1(x)), x, [self.norm1, self.attn])
+        return self.attn(self.norm1(x))
+
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.local_perception(x)
-        x = x + self.drop_path(self.attn(x, self.norm1))
+        x = x + self.drop_path(self.mixed(x))
         return x + self.drop_path(self.mlp(x, self.norm2))
 
 
@@ -285,7 +306,12 @@ class CASViT(BaseModule):
         act_cfg: the activation of the integration subnet and of the MLP. The stem and the gates use ReLU.
         with_cp: what the backward pass computes again instead of keeping it: nothing, with ``True`` the stem and
             every branch of every block, with ``'selective'`` what is cheap in the branches (depthwise convolutions,
-            norms, activations, gates). Gradients stay the same, statistics are recorded once.
+            norms, activations, gates). Gradients stay the same, statistics are recorded once. Token mixers other
+            than the additive one are kept whole with ``'selective'``.
+        token_mixer: ``'additive'``, which is CAS-ViT's own, or one to compare it with: ``'self_attention'``,
+            ``'separable'``, ``'efficient_additive'``, ``'pooling'``, ``'identity'``, or one of your own, see
+            :mod:`mmcasvit.token_mixers`. A dict gives it arguments, such as
+            ``dict(type='additive', spatial_gate=False)``. No published weights hold others than the additive one.
         init_cfg: as in mmengine. With ``type='Pretrained'`` the file may be a published one or a checkpoint of
             a detector or segmentor; see :func:`mmcasvit.load_pretrained` for what is accepted and refused.
 
@@ -296,8 +322,8 @@ class CASViT(BaseModule):
         out_strides: on the instance, the stride of each returned map.
 
     Raises:
-        ValueError: an unknown arch, a malformed arch dict, an index or a number out of range.
-        TypeError: an unknown argument. Both messages list what is valid.
+        ValueError: an unknown arch or token mixer, a malformed arch dict, an index or a number out of range.
+        TypeError: an unknown argument, of the backbone or of the token mixer. Both messages list what is valid.
 
     Shape:
         Input ``(N, in_channels, H, W)``, H and W at least 32. Output: a tuple with one
@@ -335,6 +361,7 @@ class CASViT(BaseModule):
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
                  with_cp: bool | str = False,
+                 token_mixer: str | dict = 'additive',
                  init_cfg: dict | list[dict] | None = None,
                  **unknown):
         if unknown:
@@ -378,7 +405,8 @@ class CASViT(BaseModule):
                 self.network.append(Downsample(channels[stage - 1], width, norm_cfg))
             first = sum(depths[:stage])
             self.network.append(nn.Sequential(
-                *[CASViTBlock(width, rate, norm_cfg, act_cfg, with_cp) for rate in rates[first:first + depth]]))
+                *[CASViTBlock(width, rate, norm_cfg, act_cfg, with_cp, token_mixer)
+                  for rate in rates[first:first + depth]]))
         for i in self.out_indices:
             self.add_module(f'norm{2 * i}', _norm(norm_cfg, channels[i]))
         self.train()

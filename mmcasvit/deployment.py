@@ -310,8 +310,8 @@ def _deployed_stage(blocks: nn.Sequential) -> nn.Sequential:
 class DeployedCASViT(nn.Module):
     """The deploy form of a CAS-ViT backbone; :func:`deploy` makes it.
 
-    Layers with norms that cannot be folded (GroupNorm, or BatchNorm without running statistics) stay as they are, and so
-    do token mixers other than CAS-ViT's own; the norms around these are folded.
+    Layers with norms that cannot be folded (GroupNorm, or BatchNorm without running statistics) stay as they are. So do
+    token mixers other than CAS-ViT's own; the norms around these are folded.
 
     Args:
         backbone: what it is made from; left alone.

@@ -18,3 +18,5 @@ DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit')
 DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit')
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit', locations=['mmcasvit.datasets'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.resuming'])
+# What CASViT takes as token_mixer; no registry of another library has these.
+TOKEN_MIXERS = Registry('token mixer', scope='mmcasvit', locations=['mmcasvit.casvit', 'mmcasvit.token_mixers'])

@@ -9,7 +9,6 @@ import torch
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..casvit import CASViT
@@ -38,38 +37,6 @@ class MissingLibrary(NotApplicable):
     def __init__(self, model: str, reason: str):
         super().__init__(f'{model} {reason}')
         self.model, self.reason = model, reason
-
-
-class SoftmaxAttention(nn.Module):
-    """Multi-head self-attention over all positions, in the place of CAS-ViT's token mixer.
-
-    The projections are those of the mixer (C to 3C in front, C to C behind); heads are as wide as divides C, at most
-    32. PyTorch's fused kernel never holds the matrix of all pairs.
-
-    Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.head_channels = max(width for width in range(1, 33) if channels % width == 0)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.proj = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        n, c, h, w = x.shape
-        heads = (n, c // self.head_channels, self.head_channels, h * w)
-        # (N, 3C, H, W) to three of (N, heads, HW, width); the fused kernel takes no others than contiguous ones
-        q, k, v = (part.reshape(heads).transpose(2, 3).contiguous() for part in self.qkv(norm(x)).chunk(3, dim=1))
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(2, 3).reshape(n, c, h, w))
-
-
-def with_softmax_attention(backbone: CASViT) -> CASViT:
-    """Replaces every token mixer of a CAS-ViT, in place."""
-    for place in range(0, len(backbone.network), 2):
-        for block in backbone.network[place]:
-            block.attn = SoftmaxAttention(block.attn.dwc.in_channels)
-    return backbone
 
 
 @dataclass(frozen=True)
@@ -236,12 +203,12 @@ class Backbone:
         self.is_casvit = base in CASVITS and not base.endswith(_SOFTMAX)
         if base in CASVITS:
             self.library, self.outputs = 'mmcasvit', '4 maps'
+            if base.endswith(_SOFTMAX):
+                settings = dict(token_mixer='self_attention') | settings
             try:
                 self.module = CASViT(base.removesuffix(_SOFTMAX), **settings)
             except (TypeError, ValueError) as error:
                 raise UsageError(f'{name}: {error}') from error
-            if base.endswith(_SOFTMAX):
-                with_softmax_attention(self.module)
         else:
             check_library(base)
             peer = PEERS[base]
