@@ -62,6 +62,7 @@ def _rename(unfinished: Path, path: Path) -> None:
     os.replace(unfinished, path)
     _to_disk(path.parent)  # the name
 
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that a reader finds either the old text or the new one."""
     unfinished = path.with_name(f'.{path.name}{_UNFINISHED}')

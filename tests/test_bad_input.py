@@ -296,13 +296,13 @@ def test_bad_data_ends_training_with_an_error(case, call, place):
             'val_evaluator=None', 'train_dataloader.dataset.pipeline.0.limit=2')
 
 
-def test_an_evaluation_names_the_image_that_it_cannot_read(call, place):
+@pytest.mark.parametrize('workers, harm', [(0, lambda image: image.write_bytes(b'')), (1, Path.unlink)],
+                         ids=['empty', 'gone, read by a worker'])
+def test_an_evaluation_names_the_image_that_it_cannot_read(call, place, workers, harm):
     image = sorted((place / 'shapes/coco/val2017').iterdir())[0]
-    image.write_bytes(b'')
-    refused(call, place, [image.name, 'could not be read'], 'test', 'det.py', 'det.pth', '--cfg-options', DATA['det'])
-    image.unlink()
-    refused(call, place, [image.name, 'could not be read'], 'test', 'det.py', 'det.pth', '--work-dir', 'second',
-            '--cfg-options', DATA['det'], 'test_dataloader.num_workers=1')
+    harm(image)
+    refused(call, place, [image.name, 'could not be read'], 'test', 'det.py', 'det.pth', '--cfg-options', DATA['det'],
+            f'test_dataloader.num_workers={workers}')
 
 
 def test_a_segmentor_without_images_is_an_error(call, place):
