@@ -1,0 +1,53 @@
+"""Draws what a detector or segmentor sees in an image, stage by stage: feature maps, the gates of queries and keys, the
+additive context map, the effective receptive field, and class activation maps."""
+import argparse
+from pathlib import Path
+
+from mmengine.device import get_device
+
+from mmcasvit.model_zoo import get_model
+from mmcasvit.tooling import UsageError, check_images, check_writable, exits_cleanly, find_images, load_config
+from mmcasvit.visualizing import draw, look_at
+
+SUFFIXES = ('.png', '.jpg', '.pdf', '.svg')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('image', type=Path)
+    parser.add_argument('config', help='config file of a detector or segmentor')
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('--out', type=Path, default=Path('seen.png'), metavar='FILE',
+                        help=f'the figure, as {", ".join(SUFFIXES)} (default: seen.png)')
+    parser.add_argument('--category', metavar='NAME',
+                        help='class of the activation maps (default: that of the best box, or of the largest area)')
+    parser.add_argument('--cam', choices=['HiResCAM', 'Grad-CAM'], default='HiResCAM',
+                        help='how activation maps are computed (default: HiResCAM)')
+    parser.add_argument('--score-thr', type=float, default=.3, help='of boxes that count (default: 0.3)')
+    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
+    return parser.parse_args()
+
+
+@exits_cleanly
+def main():
+    args = parse_args()
+    if args.image.is_dir():
+        raise UsageError(f'{args.image} is a folder; one image makes one figure.')
+    check_images(find_images(args.image))
+    if args.out.suffix not in SUFFIXES:
+        raise UsageError(f'--out: {args.out} must end in {", ".join(SUFFIXES)}.')
+    if not 0 < args.score_thr < 1:
+        raise UsageError(f'--score-thr must lie between 0 and 1, got {args.score_thr}.')
+    check_writable(args.out.absolute().parent)
+    cfg = load_config(args.config)
+    model = get_model(cfg, args.checkpoint, args.device or get_device())
+    sight = look_at(model, args.image, args.category, args.score_thr, args.cam)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(sight, args.out)
+    print(f'{args.out}: {len(sight.stages)} stages, '
+          + (f'activation maps of {sight.category}' if sight.category else
+             'no activation maps: nothing was found, or the head gives no scores that can be traced back'))
+
+
+if __name__ == '__main__':
+    main()
