@@ -29,6 +29,7 @@ def test_handles_memory_and_shared_memory_are_seen(soak, tmp_path):
         memory.write(bytes(2**20))
     tensor = torch.ones(2**20).share_memory_()
     after = soak.measure(os.getpid())
+    assert tensor.is_shared()
     for file in files:
         file.close()
     assert after['handles'] - before['handles'] >= 5

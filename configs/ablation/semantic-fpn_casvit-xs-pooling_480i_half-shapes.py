@@ -1,0 +1,3 @@
+_base_ = 'semantic-fpn_casvit-xs_480i_half-shapes.py'
+
+model = dict(backbone=dict(token_mixer='pooling'))
