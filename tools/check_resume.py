@@ -108,6 +108,11 @@ def wait(process: int, seconds: float) -> int | None:
     return None
 
 
+def logged(run: Path) -> int:
+    """How many lines of losses and metrics the runs in a folder have written."""
+    return sum(file.read_bytes().count(b'\n') for file in run.glob('*/vis_data/scalars.json'))
+
+
 def kill(process: int) -> None:
     try:
         os.killpg(process, signal.SIGKILL)
@@ -149,7 +154,7 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
         wanted[name] = outcome(work_dir / f'{name}_whole')
         print(f'{name}: not stopped, {len(wanted[name])} values to compare, {lasts[name]:.1f} s', flush=True)
     moments = random.Random(args.seed)
-    counts = dict(kills=0, writing=0, runs=0, failed=0, different=0)
+    counts = dict(kills=0, training=0, writing=0, runs=0, failed=0, different=0)
     began, number = time.monotonic(), 0
     left = lambda: (counts['kills'] < args.kills  # noqa: E731
                     and (args.minutes is None or time.monotonic() - began < 60 * args.minutes))
@@ -157,9 +162,10 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
         name = list(configs)[number % len(configs)]
         run = work_dir / f'{name}_{number}'
         number += 1
-        status, killed = None, 0
+        status, killed, patience = None, 0, 1.
         while status is None:
-            seconds = moments.uniform(0, lasts[name]) if left() else float('inf')
+            seconds = moments.uniform(0, patience * lasts[name]) if left() else float('inf')
+            before = logged(run)
             process = start(configs[name], run, work_dir / 'log.txt')
             status = wait(process, seconds)
             if status is None:
@@ -167,6 +173,9 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
                 killed += 1
                 counts['kills'] += 1
                 counts['writing'] += bool(list(run.glob('.*.unfinished')))
+                trained = logged(run) > before
+                counts['training'] += trained
+                patience = 1. if trained else 1.2 * patience  # a busy machine takes longer to start
         if status:
             counts['failed'] += 1
             print(f'{run.name}: a resumed run ended with status {status}; see {work_dir}/log.txt', flush=True)
@@ -178,9 +187,10 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
             found[:5]) if found else 'ended the same'), flush=True)
         if not found:
             shutil.rmtree(run)
-    print(f'{counts["kills"]} kills in {(time.monotonic() - began) / 60:.1f} min, {counts["writing"]} of them while a '
-          f'checkpoint was being written; {counts["runs"]} finished runs, {counts["different"]} of them different from '
-          f'the one not stopped; {counts["failed"]} runs that could not be resumed')
+    print(f'{counts["kills"]} kills in {(time.monotonic() - began) / 60:.1f} min, {counts["training"]} of them after a '
+          f'step was logged and {counts["writing"]} while a checkpoint was being written; {counts["runs"]} finished '
+          f'runs, {counts["different"]} of them different from the one not stopped; {counts["failed"]} runs that could '
+          'not be resumed')
     return not counts['different'] and not counts['failed']
 
 
