@@ -15,7 +15,7 @@ from mmcasvit import CASViT
 from mmcasvit.benchmarking import comparing, forms, models, operators, reporting, stepping
 from mmcasvit.benchmarking.comparing import copy_key, matmul_key
 from mmcasvit.benchmarking.counting import Cost, count, on_meta
-from mmcasvit.benchmarking.measuring import fit_exponent, interleave, ratio, spread
+from mmcasvit.benchmarking.measuring import fit_exponent, interleave, matmul_limit, ratio, spread
 from mmcasvit.benchmarking.models import CASVITS, PEERS, NotApplicable, build_subject
 from mmcasvit.benchmarking.published import PUBLISHED
 from mmcasvit.benchmarking.variants import Memory, Variant, count_variant, peak_memory, prepare
@@ -258,6 +258,20 @@ def test_an_exported_form_agrees_with_the_eager_model(form):
     assert prepare(Variant('xs', form=form, size=(64, 64))).deviation < 1e-4
     with pytest.raises(NotApplicable, match='for inference on the CPU'):
         prepare(Variant('xs', form=form, mode='train', size=(64, 64)))
+
+
+def test_int8_is_made_of_an_exported_form_and_bounded_by_products_in_int8():
+    for package in ('nncf', 'openvino', 'onnx'):
+        pytest.importorskip(package)
+    prepared = prepare(Variant('xs', form='openvino', precision='int8', batch=2, size=(64, 64)))
+    assert 1e-3 < prepared.deviation < .3
+    assert [tuple(out.shape[:2]) for out in prepared.run()] == [(2, 48), (2, 56), (2, 112), (2, 220)]
+    limit = matmul_limit('cpu', 'int8')
+    assert (limit.run().dtype, limit.amount) == (torch.int32, 1024.**3)
+    for variant, words in [(Variant('xs', precision='int8'), 'int8 is for exported forms'),
+                           (Variant('xs', form='onnxruntime', precision='int8'), 'has no int8 convolutions here')]:
+        with pytest.raises(NotApplicable, match=words):
+            prepare(variant)
 
 
 def test_a_deviation_is_seen():

@@ -107,7 +107,7 @@ def parse_args():
     scaling.add_argument('--limit-s', type=float, default=10.,
                          help='leave out passes that the arithmetic alone would make longer (default: 10)')
     scaling.add_argument('--form', default='eager', metavar='FORM')
-    scaling.add_argument('--precision', default='fp32', choices=list(measuring.DTYPES))
+    scaling.add_argument('--precision', default='fp32', choices=measuring.FLOATS)
     scaling.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     scaling.add_argument('--threads', type=positive, default=torch.get_num_threads())
     scaling.add_argument('--mode', default='infer', choices=['infer', 'train'])
@@ -118,7 +118,7 @@ def parse_args():
     groups.add_argument('model', metavar='MODEL', help='as for compare')
     groups.add_argument('--size', type=size, default=(512, 512), metavar='HxW')
     groups.add_argument('--form', default='eager', metavar='FORM', help='of eager, deploy, channels_last')
-    groups.add_argument('--precision', default='fp32', choices=list(measuring.DTYPES))
+    groups.add_argument('--precision', default='fp32', choices=measuring.FLOATS)
     groups.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     groups.add_argument('--threads', type=positive, default=torch.get_num_threads())
     groups.add_argument('--batch', type=positive, default=1)

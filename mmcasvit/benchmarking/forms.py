@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..exporting.formats import FORMATS as FILES
+from ..exporting.quantising import check_quantiser, quantise
 from ..exporting.signature import Signature
 from ..hooks import to_channels_last
 from ..tooling import UsageError
@@ -78,12 +79,19 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
         if setting.train or setting.device != 'cpu':
             raise NotApplicable(f'{name} is measured for inference on the CPU')
         if setting.precision not in precisions:
-            raise NotApplicable(f'{name} has no {setting.precision} convolutions on the CPU')
+            raise NotApplicable(f'{name} has no {setting.precision} convolutions here')
+        if setting.precision == 'int8':
+            check_quantiser()
         known, example = FILES[format_name], setting.example
-        signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=setting.precision)
+        int8 = setting.precision == 'int8'
+        signature = Signature(format_name, 'backbone', tuple(example.shape[2:]),
+                              precision='fp32' if int8 else setting.precision)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, 'model').with_suffix(known.suffix)
             known.write(subject.module, example, signature, path)
+            if int8:
+                full, path = path, path.with_stem('quantised')
+                quantise(full, path, [example])  # noise does: what it is calibrated on does not change its speed
             setting.before_runtime()
             subject.module = _Runtime(known.run(path, setting.threads)[1])
     return apply
@@ -109,7 +117,8 @@ FORMS: dict[str, Form] = dict(
     channels_last=Form(_channels_last),
     compiled=Form(_compiled),
     onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32', )), FILES['onnx'].packages, exported=True),
-    openvino=Form(_exported('openvino', 'openvino', ('fp32', 'bf16')), FILES['openvino'].packages, exported=True),
+    openvino=Form(_exported('openvino', 'openvino', ('fp32', 'bf16', 'int8')), FILES['openvino'].packages,
+                  exported=True),
 )
 
 

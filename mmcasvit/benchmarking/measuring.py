@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16, int8=torch.int8)
+# What PyTorch itself computes a model in; int8 is for exported forms.
+FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_floating_point]
 # Large enough to run at the machine's best rate, small enough to take its turn among the variants.
 _MATMUL_SIZE = dict(cpu=1024, cuda=8192)
 # Larger than any cache of its device.
@@ -147,6 +149,9 @@ class Limit:
 def matmul_limit(device: str, precision: str) -> Limit:
     """The product of two large square matrices."""
     size = _MATMUL_SIZE[device]
+    if precision == 'int8':  # PyTorch multiplies such matrices, summed up in int32, under this name alone
+        a, b = (torch.randint(-128, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+        return Limit(lambda: torch._int_mm(a, b), float(size) ** 3)
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
     out = torch.empty_like(a)
     return Limit(lambda: torch.mm(a, b, out=out), float(size) ** 3)

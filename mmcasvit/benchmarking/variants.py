@@ -66,11 +66,13 @@ def check(variant: Variant) -> None:
         NotApplicable: the combination makes no sense, or the library of the model is missing.
     """
     base, _ = parse_name(variant.model)
-    parse_form(variant.form)
+    steps = parse_form(variant.form)
     if base in PEERS:
         check_library(base)
     if variant.precision == 'fp16' and variant.device == 'cpu':
         raise NotApplicable('fp16 is for GPUs: no processor of today computes convolutions in it')
+    if variant.precision == 'int8' and not any(step.exported for step in steps):
+        raise NotApplicable('int8 is for exported forms')
 
 
 def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None) -> Prepared:

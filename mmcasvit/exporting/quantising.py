@@ -23,6 +23,30 @@ def check_quantiser() -> None:
         raise UsageError('int8 needs nncf: pip install "mmcasvit[quantization]"')
 
 
+def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
+    """Writes the int8 form of an OpenVINO file that computes in float32.
+
+    Args:
+        source: the ``.xml`` file.
+        path: that to be written.
+        images: from which the ranges of activations are taken, each as the graph takes it.
+
+    Raises:
+        UsageError: NNCF is missing.
+    """
+    check_quantiser()
+    import nncf
+    import openvino
+    logging.getLogger('nncf').setLevel(logging.ERROR)
+    network = openvino.Core().read_model(source)
+    signature = Signature.from_json(str(network.get_rt_info([KEY]).value), source)
+    # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
+    quantised = nncf.quantize(network, nncf.Dataset([image.numpy() for image in images]),
+                              preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+    quantised.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
+    openvino.save_model(quantised, path, compress_to_fp16=False)
+
+
 def export_quantised(model: nn.Module, signature: Signature, path: str | Path, images: Sequence[Tensor],
                      fold: bool = True) -> None:
     """Writes a model into OpenVINO's files, with weights and activations of its layers in int8.
@@ -39,17 +63,8 @@ def export_quantised(model: nn.Module, signature: Signature, path: str | Path, i
     Raises:
         UsageError: NNCF is missing, or this model cannot be exported in this way.
     """
-    check_quantiser()
-    import nncf
-    import openvino
-    logging.getLogger('nncf').setLevel(logging.ERROR)
+    check_quantiser()  # before the export, which takes its time
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder, 'full.xml')
         export(model, replace(signature, precision='fp32'), full, fold)
-        network = openvino.Core().read_model(full)
-        written = Signature.from_json(str(network.get_rt_info([KEY]).value), full)
-        # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
-        quantised = nncf.quantize(network, nncf.Dataset([image.numpy() for image in images]),
-                                  preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
-    quantised.set_rt_info(replace(written, precision='int8').to_json(), [KEY])
-    openvino.save_model(quantised, path, compress_to_fp16=False)
+        quantise(full, path, images)
