@@ -61,6 +61,8 @@ setup(
         # Quantises what is exported for OpenVINO.
         'quantization': [*EXPORT, 'nncf>=3.4'],
         'coreml': ['coremltools>=9'],
+        # httpx is for tools/load_test.py.
+        'serve': [*EXPORT, 'fastapi', 'uvicorn', 'python-multipart', 'httpx'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboard', 'safetensors'],

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from ..registry import HOOKS
@@ -34,11 +34,15 @@ def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict
     return fitted
 
 
+def picture_pipeline(cfg: Config, signature: Signature) -> list[dict]:
+    """The test pipeline of a config, fitted to a graph, for pictures without annotations."""
+    return [step for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
+            if not step['type'].startswith('Load') or 'Image' in step['type']]
+
+
 def load_pictures(paths: Sequence[str], cfg: Config, signature: Signature) -> list[np.ndarray]:
     """Reads pictures through the config's own test pipeline: ``(H, W, 3)`` each, in uint8 BGR."""
-    steps = [step for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
-             if not step['type'].startswith('Load') or 'Image' in step['type']]
-    pipeline = Compose(steps)
+    pipeline = Compose(picture_pipeline(cfg, signature))
     return [pipeline(dict(img_path=path, img_id=i))['inputs'].permute(1, 2, 0).numpy()
             for i, path in enumerate(paths)]
 
@@ -126,20 +130,30 @@ def _logits(exported: Exported, inputs: Tensor, classes: int) -> Tensor:
 
 
 def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list, rescale: bool) -> list:
-    """What a detector's ``predict`` does, image by image: each has its own padding and its own scale."""
+    """What a detector's ``predict`` does; each image has its own padding and scale, those of one size run together."""
     assert rescale, 'detections of an exported model are those of the picture as it was read'
-    mask_head = model.roi_head.mask_head if getattr(model, 'with_mask', False) else None
-    threshold = model.roi_head.test_cfg.mask_thr_binary if mask_head is not None else .5
+    fed = []
     for image, sample in zip(inputs, samples):
         height, width = sample.img_shape[:2]
-        found = exported(_fed(image[None, :, :height, :width], exported.signature))
-        boxes = found['boxes']
-        # Of a picture that was padded to a fixed size, boxes may reach into the padding.
-        boxes = torch.minimum(boxes, boxes.new_tensor([width, height, width, height]))
-        found['boxes'] = boxes / boxes.new_tensor(sample.scale_factor * 2)
-        one = detections_of(found, 0, tuple(sample.ori_shape[:2]), mask_head, threshold)
-        sample.pred_instances = InstanceData(bboxes=one.pop('boxes'), **one)
+        fed.append(_fed(image[None, :, :height, :width], exported.signature))
+    for shape in {image.shape for image in fed}:
+        numbers = [i for i, image in enumerate(fed) if image.shape == shape]
+        found = exported(torch.cat([fed[i] for i in numbers]))
+        for row, number in enumerate(numbers):
+            samples[number].pred_instances = _instances(model, found, row, samples[number])
     return samples
+
+
+def _instances(model: nn.Module, found: dict[str, Tensor], row: int, sample: BaseDataElement) -> InstanceData:
+    """The detections of one image of a batch, in pixels of the picture as it was read."""
+    mask_head = model.roi_head.mask_head if getattr(model, 'with_mask', False) else None
+    threshold = model.roi_head.test_cfg.mask_thr_binary if mask_head is not None else .5
+    height, width = sample.img_shape[:2]
+    # Of a picture that was padded to a fixed size, boxes may reach into the padding.
+    boxes = torch.minimum(found['boxes'], found['boxes'].new_tensor([width, height, width, height]))
+    boxes = boxes / boxes.new_tensor(sample.scale_factor * 2)
+    one = detections_of({**found, 'boxes': boxes}, row, tuple(sample.ori_shape[:2]), mask_head, threshold)
+    return InstanceData(bboxes=one.pop('boxes'), **one)
 
 
 @HOOKS.register_module()
