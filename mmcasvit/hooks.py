@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .conversion import adapted
 from .registry import HOOKS
-from .weights import WeightsError, find_weights, mismatches, unwrap
+from .weights import WeightsError, find_weights, mismatches, unwrap, whole_state_dict
 
 
 @HOOKS.register_module()
@@ -30,7 +30,7 @@ class CheckWeightsHook(Hook):
         if runner._resume and 'message_hub' not in checkpoint:
             raise WeightsError('the checkpoint holds weights and no state of a training run that could be resumed. '
                                'Start a new run from it: load_from=FILE.')
-        expected = unwrap(runner.model).state_dict()
+        expected = whole_state_dict(runner.model)
         container, weights = find_weights(checkpoint)
         weights = adapted(weights, expected)
         if container != 'state_dict' or weights.keys() != checkpoint['state_dict'].keys():

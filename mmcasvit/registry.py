@@ -8,15 +8,17 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.casvit'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit',
-                 locations=['mmcasvit.hooks', 'mmcasvit.datasets'])
+                 locations=['mmcasvit.hooks', 'mmcasvit.datasets', 'mmcasvit.reporting.recording'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit')
 DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit')
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit', locations=['mmcasvit.datasets'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.resuming'])
+STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit', locations=['mmcasvit.distributed'])
 # What CASViT takes as token_mixer; no registry of another library has these.
 TOKEN_MIXERS = Registry('token mixer', scope='mmcasvit', locations=['mmcasvit.casvit', 'mmcasvit.token_mixers'])
