@@ -101,10 +101,13 @@ def run_openvino(path: Path, threads: int) -> tuple[Signature, Run]:
     core = openvino.Core()
     model = core.read_model(path)
     signature = Signature.from_json(str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None, path)
+    # Without a hint it would be bf16 wherever the processor has it, and so it is if f16 is asked for in vain.
+    hint = dict(fp32='f32', bf16='bf16', fp16='f16', int8='f32')[signature.precision]
+    if hint == 'f16' and 'FP16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        hint = 'f32'
     compiled = core.compile_model(model, 'CPU', {
         'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1,
-        # Its default would be bf16 wherever the processor has it.
-        'INFERENCE_PRECISION_HINT': dict(fp32='f32', bf16='bf16', fp16='f16', int8='f32')[signature.precision]})
+        'INFERENCE_PRECISION_HINT': hint})
     request = compiled.create_infer_request()
 
     def run(x):
