@@ -4,9 +4,9 @@
 FAMILY ?= onedl
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# mmpretrain imports torchvision. PyPI's releases that match PyTorch are built for CUDA and cannot be imported beside a
-# CPU build; 0.16.2 can, without its compiled operators, which mmpretrain's transforms do not use. With PyTorch for
-# CUDA take the matching release: TORCHVISION="torchvision==0.28.0" for 2.13.0.
+# mmpretrain and timm import torchvision. PyPI's releases that match PyTorch are built for CUDA and cannot be imported
+# beside a CPU build; 0.16.2 can, without its compiled operators, which neither uses here. With PyTorch for CUDA take
+# the matching release: TORCHVISION="torchvision==0.28.0" for 2.13.0.
 TORCHVISION ?= torchvision==0.16.2; python_version < '3.12'
 JOBS ?= 2
 
@@ -36,7 +36,7 @@ $(READY): requirements/$(FAMILY).txt $(LOCK) setup.py
 	@echo "mmcv's operators are compiled now unless pip kept them from before: some 12 minutes on 2 cores"
 	MMCV_WITH_OPS=1 $(BIN)/python -m pip install -q --no-build-isolation -c $(LOCK) $(MMCV)
 	$(BIN)/python -m pip install -q -c $(LOCK) -r requirements/$(FAMILY).txt
-	$(BIN)/python -m pip install -q --no-deps "$(TORCHVISION)"
+	$(BIN)/python -m pip install -q --no-deps -c $(LOCK) "$(TORCHVISION)" timm
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -63,8 +63,12 @@ setup(
         'coreml': ['coremltools>=9'],
         # httpx is for tools/load_test.py.
         'serve': [*EXPORT, 'fastapi', 'uvicorn', 'python-multipart', 'httpx'],
+        # Earlier releases refuse Pillow 13.
+        'explore': ['streamlit>=1.67'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
+        # timm wants torchvision: have the one of the installed PyTorch first, or pip replaces PyTorch to satisfy it.
+        'timm': ['timm>=1.0.31'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboard', 'safetensors'],
     },
 )

@@ -488,11 +488,14 @@ class CASViT(BaseModule):
         x = relu1(_conv_norm(conv1, norm1, x))
         return relu2(_conv_norm(conv2, norm2, x))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def stem(self, x: Tensor) -> Tensor:
+        """What the first stage is given: ``(N, in_channels, H, W)`` to ``(N, C_0, H / 4, W / 4)``."""
         if self.with_cp is True and self.patch_embed.training:
-            x = _recomputed(self._stem, x, [self.patch_embed])
-        else:
-            x = self._stem(x)
+            return _recomputed(self._stem, x, [self.patch_embed])
+        return self._stem(x)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x)
         outputs = []
         for place, layer in enumerate(self.network):
             x = layer(x)
