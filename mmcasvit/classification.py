@@ -121,7 +121,12 @@ class MultiScaleDataset:
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, side = key
-        return self.dataset.pipeline(dict(self.dataset.get_data_info(index), crop_size=(side, side)))
+        for _ in range(self.dataset.max_refetch + 1):
+            sample = self.dataset.pipeline(dict(self.dataset.get_data_info(index), crop_size=(side, side)))
+            if sample is not None:
+                return sample
+            index = np.random.randint(len(self.dataset))  # as mmengine's data sets do for an image that is skipped
+        raise RuntimeError(f'no sample came out of the pipeline in {self.dataset.max_refetch + 1} attempts.')
 
 
 @TRANSFORMS.register_module()

@@ -21,6 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from mmcasvit.datasets import SkipUnreadable
 from mmcasvit.shapes import write_dataset
 
 CHANNELS = [8, 12, 16, 24]
@@ -294,6 +295,22 @@ def test_bad_data_ends_training_with_an_error(case, call, place):
     spoil(place)
     refused(call, place, words, 'train', 'det.py', '--cfg-options', DATA['det'], 'val_dataloader=None', 'val_cfg=None',
             'val_evaluator=None', 'train_dataloader.dataset.pipeline.0.limit=2')
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+def test_training_skips_an_image_that_was_cut_off(tmp_path, suffix, backend):
+    """The decoders look at the end: OpenCV's for files, not for what is in memory, fills up what is missing."""
+    image = tmp_path / f'x.{suffix}'
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image)
+    whole = image.read_bytes()
+    read = SkipUnreadable([dict(type='LoadImageFromFile', imdecode_backend=backend)])
+    assert read(dict(img_path=str(image)))['img'].shape == (64, 64, 3)
+    for lost in (100, len(whole) // 2):
+        image.write_bytes(whole[:-lost])
+        assert read(dict(img_path=str(image))) is None
+    assert list(read.skipped.read()) == [str(image)]
 
 
 @pytest.mark.parametrize('workers, harm', [(0, lambda image: image.write_bytes(b'')), (1, Path.unlink)],

@@ -2,7 +2,9 @@
 import importlib.util
 import json
 import pickle
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -20,6 +22,7 @@ from torch.testing import assert_close
 
 from mmcasvit import CASViT
 from mmcasvit.conversion import to_authors_names, to_own_names
+from mmcasvit.datasets import SkipUnreadable
 from mmcasvit.shapes import COLOURS, THINGS, draw_object
 from mmcasvit.tooling import UsageError, load_config
 
@@ -223,6 +226,20 @@ class TestMultiScale:
         labels = [int(sample.gt_label) for batch in batches for sample in batch['data_samples']]
         assert sorted(labels) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
         assert loader.dataset.metainfo['classes'] == ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
+
+    def test_an_image_that_cannot_be_read_gives_way_to_another_one(self, shapes, tmp_path):
+        from mmpretrain.registry import DATASETS
+        root = shutil.copytree(shapes / 'imagenet', tmp_path / 'imagenet')
+        cfg = load(SHAPES).train_dataloader.dataset
+        cfg.dataset.data_root = str(root)
+        data = DATASETS.build(cfg)
+        broken = Path(data.dataset.get_data_info(0)['img_path'])
+        broken.write_bytes(broken.read_bytes()[:-40])
+        sample = data[0, 48]
+        assert sample['inputs'].shape[1:] == (48, 48)
+        assert sample['data_samples'].img_path != str(broken)
+        [steps] = [part for part in data.dataset.pipeline.transforms if isinstance(part, SkipUnreadable)]
+        assert list(steps.skipped.read()) == [str(broken)]
 
 
 @pytest.fixture(scope='module')

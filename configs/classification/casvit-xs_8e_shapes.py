@@ -8,7 +8,7 @@ model = dict(
     head=dict(num_classes=6),
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile')]),
     dict(type='mmcasvit.MultiScaleRandomResizedCrop', crop_ratio_range=(0.5, 1.0)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
@@ -41,7 +41,7 @@ default_hooks = dict(
     visualization=dict(rescale_factor=4))  # room for the names of the classes
 auto_scale_lr = dict(base_batch_size=32)
 custom_hooks = [
-    dict(type='mmcasvit.CheckWeightsHook'),
+    dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
     dict(type='EMAHook', momentum=0.05, update_buffers=True),
     dict(type='mmcasvit.ChannelsLastHook'),

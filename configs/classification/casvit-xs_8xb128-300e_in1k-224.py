@@ -32,7 +32,7 @@ val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(enable=False, base_batch_size=1024)  # of one of the two steps
 custom_hooks = [
-    dict(type='mmcasvit.CheckWeightsHook'),
+    dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
     # 0.9995 of the average is kept, once per update; statistics of norms are averaged too.
     dict(type='EMAHook', momentum=5e-4, interval=2, update_buffers=True),

@@ -1,7 +1,7 @@
 # ImageNet-1K: train/ and val/ with a folder per class, or with lists in meta/train.txt and meta/val.txt.
 data_root = 'data/imagenet/'
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
+train_pipeline = [  # what cannot be read is skipped, up to a limit, and reported
+    dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile')]),
     dict(type='mmcasvit.MultiScaleRandomResizedCrop', backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9,
