@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcasvit import CASViT, exporting
 from mmcasvit.exporting import checking, load_exported
-from mmcasvit.exporting.evaluating import fitted_pipeline, substitute
+from mmcasvit.exporting.evaluating import ResizeInto, fitted_pipeline, substitute
 from mmcasvit.exporting.formats import FORMATS
 from mmcasvit.exporting.graphs import AdaptiveAveragePool, build_graph
 from mmcasvit.exporting.quantising import check_quantiser, export_quantised
@@ -267,9 +267,19 @@ def test_an_exported_model_takes_the_place_of_its_model(twin, options, tmp_path)
 def test_a_pipeline_is_fitted_to_a_fixed_size():
     pipeline = get_config('retinanet_casvit-xs_fpn_1x_coco').test_dataloader.dataset.pipeline
     fixed = fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480)))
-    assert [step for step in fixed if step['type'] == 'Resize'] == [
-        dict(type='Resize', scale=(480, 320), keep_ratio=True)]
+    assert [step for step in fixed if 'Resize' in step['type']] == [dict(type='mmcasvit.ResizeInto', size=(320, 480))]
+    without = [step for step in pipeline if 'Resize' not in step['type']]
+    assert fitted_pipeline(without, Signature('onnx', 'detector', (320, 480)))[1]['type'] == 'mmcasvit.ResizeInto'
     assert fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480), dynamic_size=True)) == list(pipeline)
+
+
+@pytest.mark.parametrize('given, fitted, factor', [
+    ((100, 150), (64, 96), .64), ((150, 100), (64, 43), 64 / 150), ((20, 90), (21, 96), 96 / 90),
+    ((64, 96), (64, 96), 1)])
+def test_a_picture_is_scaled_into_a_size_lying_or_upright(given, fitted, factor):
+    found = ResizeInto((64, 96))(dict(img=np.zeros((*given, 3), np.uint8)))
+    assert found['img'].shape[:2] == found['img_shape'] == fitted
+    assert found['scale_factor'] == pytest.approx((factor, factor), rel=.03)
 
 
 def test_a_file_of_someone_else_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmcv.transforms import BaseTransform, Resize
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
@@ -15,23 +16,42 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from ..registry import HOOKS
+from ..registry import HOOKS, TRANSFORMS
 from ..tooling import UsageError
 from .checking import detections_of
 from .formats import Exported, load_exported
 from .signature import Signature
 
 
+@TRANSFORMS.register_module()
+class ResizeInto(BaseTransform):
+    """Scales a picture in its own proportions until it fills a size in one direction.
+
+    mmcv's ``Resize`` takes its scale for a long and a short side, so that an upright picture would not fit into a size
+    that is wider than high.
+
+    Args:
+        size: ``(height, width)``.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def transform(self, results: dict) -> dict:
+        factor = min(side / given for side, given in zip(self.size, results['img'].shape))
+        return Resize(scale=float(factor), keep_ratio=True).transform(results)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(size={self.size})'
+
+
 def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict]:
     """A test pipeline whose pictures fit a graph: into a fixed size they are scaled, in their own proportions."""
     if signature.free_size:
         return list(pipeline)
-    height, width = signature.size
-    fitted = [dict(type='Resize', scale=(width, height), keep_ratio=True) if step['type'].endswith('Resize') else step
-              for step in pipeline]
-    if not any(step['type'] == 'Resize' for step in fitted):
-        fitted.insert(1, dict(type='Resize', scale=(width, height), keep_ratio=True))
-    return fitted
+    resize = dict(type='mmcasvit.ResizeInto', size=signature.size)
+    fitted = [resize if step['type'].endswith('Resize') else step for step in pipeline]
+    return fitted if resize in fitted else [*fitted[:1], resize, *fitted[1:]]
 
 
 def picture_pipeline(cfg: Config, signature: Signature) -> list[dict]:
