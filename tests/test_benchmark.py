@@ -187,10 +187,12 @@ def test_the_softmax_twin_differs_in_the_mixers_alone():
 
 @pytest.mark.parametrize('name, params, maps', [
     ('resnet-18', 11176512, 4), ('resnet-50', 23508032, 4), ('mobilenetv2', 2223872, 4), ('swin-t', 27520698, 4),
-    ('mit-b0', 3319392, 4), ('poolformer-s12', 11401024, 1), ('swiftformer-l1', 11287261, 1)])
+    ('mit-b0', 3319392, 4), ('poolformer-s12', 11401024, 1), ('swiftformer-l1', 11287261, 1),
+    ('fastvit-sa12', 10409472, 4), ('repvit-m1.1', 7774864, 4), ('efficientformerv2-s1', 5732232, 4),
+    ('edgenext-small', 5281224, 4), ('mobilenetv3-large', 2971952, 5)])
 def test_peers_are_who_they_say(name, params, maps):
     pytest.importorskip(PEERS[name].library)
-    subject = build_subject(name)
+    subject = build_subject(name, (64, 64))
     assert sum(p.numel() for p in subject.module.parameters()) == params
     outputs = subject.infer(torch.zeros(1, 3, 64, 64))
     assert len(outputs) == maps

@@ -19,7 +19,8 @@ _INSTALL = dict(
     mmdet='pip install onedl-mmdetection, see requirements/',
     mmseg='pip install onedl-mmsegmentation, see requirements/',
     transformers='pip install "mmcasvit[benchmark]"',
-    timm='pip install timm, and a torchvision that was built for the installed PyTorch')
+    timm='pip install "mmcasvit[timm]", and a torchvision that was built for the installed PyTorch')
+_NOISE_SIZE = (128, 128)
 
 
 class NotApplicable(Exception):
@@ -48,10 +49,12 @@ class Peer:
         build: returns a module that gives its maps as a tuple.
         outputs: what it gives: four maps as a detector reads them, or the last map alone where the library has no
             other form of it. No classifier is ever included.
+        fixed_size: whether it takes images of one size alone, which it is built for: ``build(img_size=(H, W))``.
     """
     library: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     outputs: str = '4 maps'
+    fixed_size: bool = False
 
 
 class _LastMap(nn.Module):
@@ -109,11 +112,11 @@ def _transformers(name: str, wrapper: type[nn.Module] = _LastMap, outputs: str =
     return Peer('transformers', build, outputs)
 
 
-def _timm(name: str) -> Peer:
-    def build():
+def _timm(name: str, fixed_size: bool = False) -> Peer:
+    def build(**size):
         import timm
-        return _AsTuple(timm.create_model(name, pretrained=False, features_only=True))
-    return Peer('timm', build, 'all maps')
+        return _AsTuple(timm.create_model(name, pretrained=False, features_only=True, **size))
+    return Peer('timm', build, 'all maps', fixed_size)
 
 
 _FOUR_STAGES = dict(wrapper=_FeatureMaps, outputs='4 maps', out_features=['stage1', 'stage2', 'stage3', 'stage4'])
@@ -144,7 +147,7 @@ PEERS: dict[str, Peer] = {
     'fastvit-sa12': _timm('fastvit_sa12'),
     'fastvit-sa24': _timm('fastvit_sa24'),
     'repvit-m1.1': _timm('repvit_m1_1'),
-    'efficientformerv2-s1': _timm('efficientformerv2_s1'),
+    'efficientformerv2-s1': _timm('efficientformerv2_s1', fixed_size=True),
     'edgenext-small': _timm('edgenext_small'),
 }
 _SOFTMAX = '-softmax'
@@ -196,10 +199,12 @@ class Backbone:
         module: it takes ``(N, 3, H, W)`` and gives a tuple of maps.
         library: whose implementation it is.
         outputs: what it gives, in words.
+        noise_size: height and width of the noise that the statistics of its norms are taken from.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, size: tuple[int, int]):
         base, settings = parse_name(name)
+        self.noise_size = _NOISE_SIZE
         self.is_casvit = base in CASVITS and not base.endswith(_SOFTMAX)
         if base in CASVITS:
             self.library, self.outputs = 'mmcasvit', '4 maps'
@@ -212,7 +217,11 @@ class Backbone:
         else:
             check_library(base)
             peer = PEERS[base]
-            self.library, self.outputs, self.module = peer.library, peer.outputs, peer.build()
+            self.library, self.outputs = peer.library, peer.outputs
+            if peer.fixed_size:
+                self.noise_size, self.module = size, peer.build(img_size=size)
+            else:
+                self.module = peer.build()
 
     def example(self, batch: int, size: tuple[int, int]) -> Tensor:
         return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -231,6 +240,7 @@ class WholeModel:
     Attributes: as of :class:`Backbone`.
     """
     outputs = 'raw predictions'
+    noise_size = _NOISE_SIZE
 
     def __init__(self, name: str):
         cfg = load_config(name)
@@ -272,7 +282,7 @@ def _numbers(node, name: str) -> list[int]:
     return []
 
 
-def build_subject(name: str) -> Backbone | WholeModel:
+def build_subject(name: str, size: tuple[int, int] = _NOISE_SIZE) -> Backbone | WholeModel:
     """Builds a model by its name, always with the same random weights, its BatchNorm statistics those of noise.
 
     Statistics as they are built (mean 0, variance 1) would let the maps of a deep model shrink to nothing, and a wrong
@@ -280,20 +290,21 @@ def build_subject(name: str) -> Backbone | WholeModel:
 
     Args:
         name: an arch, a peer, or a config file.
+        size: height and width of the images it will be given, for peers that are built for one size.
 
     Raises:
         UsageError: the name or its arguments are wrong.
         MissingLibrary: its library is not installed.
     """
     torch.manual_seed(0)
-    subject = WholeModel(name) if Path(name).suffix == '.py' else Backbone(name)
+    subject = WholeModel(name) if Path(name).suffix == '.py' else Backbone(name, size)
     subject.module.eval()
     norms = [module for module in subject.module.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.training, norm.momentum = True, 1.
     with torch.no_grad():
-        data = subject.example(2, (128, 128))
+        data = subject.example(2, subject.noise_size)
         if isinstance(subject, WholeModel):
             data = subject.module.data_preprocessor(data)
         subject.infer(data)

@@ -89,7 +89,7 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
         UsageError, NotApplicable: as :func:`check`.
     """
     check(variant)
-    subject = build_subject(variant.model)
+    subject = build_subject(variant.model, variant.size)
     train, whole, device = variant.mode == 'train', isinstance(subject, WholeModel), variant.device
     steps = parse_form(variant.form)
     exported = any(step.exported for step in steps)
@@ -143,7 +143,7 @@ def count_variant(variant: Variant) -> Cost:
 
     A training pass is counted forward and backward. The traffic is that of the variant's type.
     """
-    subject = build_subject(variant.model)
+    subject = build_subject(variant.model, variant.size)
     train = variant.mode == 'train'
     subject.module.train(train)
     data = subject.example(variant.batch, variant.size)
