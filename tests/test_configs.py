@@ -91,6 +91,7 @@ def test_a_recipe_holds_its_figures(name):
     assert f'casvit-{arch}_' in name
     assert cfg.model.backbone.get('drop_path_rate', 0.) == DROP_PATH[arch]
     assert cfg.model.backbone.norm_eval is True
+    assert not cfg.keys() & {'find_unused_parameters', 'model_wrapper_cfg'}
     assert tuple(cfg.model.backbone.get('out_indices', (0, 1, 2, 3))) == recipe.get('indices', (0, 1, 2, 3))
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', recipe['lr'], recipe['decay'])

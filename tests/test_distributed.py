@@ -4,14 +4,19 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
+import time
 
 import pytest
+import test_configs
 import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.testing import assert_close
 
 from mmcasvit.distributed import CPUSyncBatchNorm, use_cpus
@@ -35,14 +40,36 @@ class KeepCurves(Hook):
         torch.save(curves, f'{runner.work_dir}/curves_{runner.rank}.pth')
 
 
+class Fail(Hook):
+    """Has the second process end in its second iteration, and notes when."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.iter == 1:
+            with open(f'{runner.work_dir}/ended', 'w') as file:
+                file.write(str(time.time()))
+            if self.how == 'killed':
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError('the second process has had enough')
+
+
+def _train_with_others(cfg):
+    torch.set_num_threads(1)
+    cfg.launcher = 'pytorch'
+    use_cpus(cfg)
+    build_runner(cfg).train()
+
+
 def _train(rank, processes, port, cfg):
     torch.set_num_threads(1)
-    if processes > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1',
-                          MASTER_PORT=str(port))
-        cfg.launcher = 'pytorch'
-        use_cpus(cfg)
-    build_runner(cfg).train()
+    if processes == 1:
+        build_runner(cfg).train()
+        return
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1',
+                      MASTER_PORT=str(port))
+    _train_with_others(cfg)
 
 
 def train(cfg, work_dir, processes, **changes):
@@ -174,6 +201,59 @@ def test_sharded_training_has_the_same_losses_and_is_resumed(detector, one_proce
     assert_same_losses(together, losses)
     files = [torch.load(folder / f'epoch_{STEPS // 2}.pth') for folder in (tmp_path, work_dir)]
     assert_close(files[0]['state_dict'], files[1]['state_dict'], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('how', ['killed', 'raises'])
+def test_a_process_that_ends_stops_the_others_in_seconds_with_its_own_error(segmentor, tmp_path, how):
+    cfg = Config(dict(segmentor.to_dict(), work_dir=str(tmp_path)))
+    cfg.train_dataloader.batch_size = 1
+    cfg.custom_hooks.append(dict(type=Fail, how=how))
+    # What torchrun starts its scripts with; a function that is split off has everything imported.
+    torchrun = elastic_launch(LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id=how, max_restarts=0, rdzv_backend='c10d',
+        rdzv_endpoint='127.0.0.1:0', start_method='fork'), _train_with_others)
+    with pytest.raises(ChildFailedError) as caught:
+        torchrun(cfg)
+    # torchrun itself would lose its patience after 30 seconds.
+    assert time.time() - float((tmp_path / 'ended').read_text()) < 20
+    assert 1 in caught.value.failures
+    assert ('the second process has had enough' if how == 'raises' else 'Signal 9 (SIGKILL)') in str(caught.value)
+
+
+@pytest.mark.parametrize('name', [
+    'detection/retinanet_casvit-m_fpn_1x_coco.py', 'detection/mask-rcnn_casvit-m_fpn_1x_coco.py',
+    'segmentation/semantic-fpn_casvit-m_8xb4-40k_ade20k-512x512.py',
+    'segmentation/upernet_casvit-m_8xb2-160k_ade20k-512x512.py'])
+def test_no_parameter_is_without_a_gradient_whatever_is_frozen_or_in_the_batch(name):
+    """Else DistributedDataParallel would stop, or have to look for such parameters in each step.
+
+    test_configs.py sees to the same for each config as it is.
+    """
+    cfg = test_configs.load(name)
+    assert cfg.model.backbone.drop_path_rate > 0
+    cfg.model.backbone.update(arch=dict(depths=(1, 1, 1, 1), channels=CHANNELS), with_cp=True, frozen_stages=1)
+    if 'neck' in cfg.model:
+        cfg.model.neck.in_channels = [CHANNELS[i] for i in cfg.model.backbone.get('out_indices', range(4))]
+    else:
+        cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = CHANNELS, CHANNELS[2]
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (64, 64)
+    if 'mask-rcnn' in name:
+        cfg.model.roi_head.bbox_head.fc_out_channels = 32  # most of the time
+    model = test_configs.build(cfg).train()
+    assert not all(weight.requires_grad for weight in model.backbone.parameters())
+    for empty in (False, True):
+        batch = test_configs.random_batch(cfg, (64, 64))
+        for sample in batch['data_samples'] if empty else ():
+            if cfg.default_scope == 'mmseg':
+                sample.gt_sem_seg.data[:] = 255
+            else:
+                sample.gt_instances = sample.gt_instances[:0]
+        model.zero_grad()
+        loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode='loss'))
+        assert torch.isfinite(loss)
+        loss.backward()
+        assert [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
 
 
 def test_the_norm_is_that_of_pytorch_where_nothing_is_shared():
