@@ -25,8 +25,8 @@ MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
 SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
 CONFIGS = [file.stem for file in (ROOT / 'configs').glob('*/*.py')]
 # What a build is made from: the names at the top of the repository, without data, runs and environments.
-SOURCES = ('MANIFEST.in', 'Makefile', 'README.md', 'configs', 'docs', 'mmcasvit', 'model-index.yml', 'pyproject.toml',
-           'requirements', 'setup.py', 'tests', 'tools')
+SOURCES = ('MANIFEST.in', 'Makefile', 'README.md', 'configs', 'docs', 'hubconf.py', 'mmcasvit', 'model-index.yml',
+           'pyproject.toml', 'requirements', 'setup.py', 'tests', 'tools')
 
 
 def run(*command, cwd):
