@@ -397,6 +397,12 @@ def test_a_failed_batch_fails_alone(segmentor, monkeypatch, caplog):
     assert (later.status_code, health.status_code) == (200, 200)
 
 
+def test_a_failure_behind_the_model_is_json_too(predictors, monkeypatch):
+    monkeypatch.setattr(predictors['detector'], 'found', lambda sample, min_score: 1 / 0)
+    answer = ask(predictors['detector'], drawn(1)[0])
+    assert (answer.status_code, answer.json()['detail'][:17]) == (500, 'the server failed')
+
+
 def test_the_server_says_what_it_holds(predictors):
     async def run():
         async with serving_app(predictors['detector'], max_batch=3) as client:

@@ -397,6 +397,10 @@ def create_app(predictor: Predictor, limits: Limits | None = None):
         headers = {'Retry-After': '1'} if error.status == 503 else None
         return JSONResponse(dict(detail=str(error)), error.status, headers)
 
+    @app.exception_handler(Exception)  # which is logged with its traceback all the same
+    async def apologise(request: fastapi.Request, error: Exception) -> JSONResponse:
+        return JSONResponse(dict(detail='the server failed on this request; its log says why.'), 500)
+
     @app.exception_handler(RequestValidationError)
     async def explain(request: fastapi.Request, error: RequestValidationError) -> JSONResponse:
         wrong = '; '.join(f'{".".join(map(str, one["loc"]))}: {one["msg"]}' for one in error.errors())
