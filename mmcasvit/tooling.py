@@ -50,16 +50,20 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             main()
-        except (UsageError, WeightsError, DataError) as error:
-            # What a data loader's worker raises arrives with its traceback as the text, and its own text at the end.
-            print(f'error: {str(error).rsplit(f"{type(error).__name__}: ")[-1].strip()}', file=sys.stderr)
-            sys.exit(2)
         except Exception as error:
-            if reason := _wrong_surroundings(error) or _wrong_config(error):
+            if reason := wrong_input(error):
                 print(f'error: {reason}', file=sys.stderr)
                 sys.exit(2)
             raise
     return wrapped
+
+
+def wrong_input(error: Exception) -> str:
+    """What is wrong with what the user gave, in one line, or ``''`` where an error is about something else."""
+    if isinstance(error, (UsageError, WeightsError, DataError)):
+        # What a data loader's worker raises arrives with its traceback as the text, and its own text at the end.
+        return str(error).rsplit(f'{type(error).__name__}: ')[-1].strip()
+    return _wrong_surroundings(error) or _wrong_config(error)
 
 
 def _wrong_surroundings(error: Exception) -> str:

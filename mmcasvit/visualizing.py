@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import VISUALIZERS
+from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
@@ -189,7 +190,7 @@ def look_at(model: nn.Module, image: str | Path, category: str | None = None, sc
     names = list(model.dataset_meta['classes'])
     if category is not None and category not in names:
         raise UsageError(f'the model has no class {category!r}. Valid: {", ".join(names)}.')
-    data = _batch(model, image)
+    data = batch_of(model, image)
     maps = {str(i): stage for i, stage in enumerate(stages_of(backbone))}
     with torch.enable_grad(), recorded(maps) as outputs:
         score, label = _score(model, scope, data, names.index(category) if category else None, score_thr)
@@ -199,18 +200,18 @@ def look_at(model: nn.Module, image: str | Path, category: str | None = None, sc
                                                             method)):
             stage.activation = activation
     with torch.no_grad():
-        sample = model(**_batch(model, image), mode='predict')[0]
+        sample = model(**batch_of(model, image), mode='predict')[0]
     pixels = mmcv.imread(str(image), channel_order='rgb')
     height, width = sample.img_shape[:2]
     shown = mmcv.impad(mmcv.imresize(pixels, (width, height)), shape=tuple(data['inputs'].shape[2:]))
-    return Sight(shown, _drawn(model, pixels, sample, score_thr), stages,
+    return Sight(shown, draw_prediction(model, pixels, sample, score_thr), stages,
                  names[label] if score is not None else '', method)
 
 
-def _batch(model: nn.Module, image: str | Path) -> dict:
-    """An image as the model takes it, by the pipeline of its config."""
+def batch_of(model: nn.Module, image: str | Path) -> dict:
+    """The file of an image as the model takes it, by the pipeline of its config, wherever the file lies."""
     steps = [step for step in next(leaf_datasets(model.cfg.test_dataloader.dataset)).pipeline
-             if 'Annotations' not in step['type']]
+             if 'Annotations' not in step['type'] and step['type'] != 'mmcasvit.StayInFolders']
     return model.data_preprocessor(pseudo_collate([Compose(steps)(dict(img_path=str(image), img_id=0))]), False)
 
 
@@ -247,8 +248,28 @@ def _dense_logits(model: nn.Module, data: dict, label: int) -> Tensor:
                       for x in model(**data, mode='tensor')[0]])
 
 
-def _drawn(model: nn.Module, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
-    visualizer = VISUALIZERS.build({**model.cfg.visualizer, 'name': 'visualizing', 'vis_backends': None})
+def draw_prediction(model: nn.Module, image: np.ndarray, sample: BaseDataElement, score_thr: float,
+                    opacity: float | None = None) -> np.ndarray:
+    """What a detector or segmentor found, drawn over the image by its framework's visualizer.
+
+    Args:
+        model: as :func:`mmcasvit.get_model` gives it.
+        image: ``(H, W, 3)`` in uint8 RGB.
+        sample: what the model gave for it.
+        score_thr: boxes and masks are drawn above this score.
+        opacity: of boxes, masks and segmentation, from 0 to 1; by default that of the config or its visualizer.
+
+    Returns:
+        ``(H, W, 3)`` in uint8 RGB.
+    """
+    settings = {**model.cfg.visualizer, 'name': 'visualizing', 'vis_backends': None}
+    if opacity is not None:
+        settings['alpha'] = opacity
+    kind, scope = settings.pop('type'), settings.pop('_scope_', model.cfg.default_scope)
+    if isinstance(kind, str):
+        with VISUALIZERS.switch_scope_and_registry(scope) as registry:
+            kind = registry.get(kind)
+    visualizer = kind(**settings)  # the registry's build would return the first one of this name, whatever its settings
     visualizer.dataset_meta = model.dataset_meta
     threshold = dict(pred_score_thr=score_thr) if model.cfg.default_scope == 'mmdet' else dict(with_labels=False)
     visualizer.add_datasample('', image, sample, draw_gt=False, **threshold)
