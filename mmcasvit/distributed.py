@@ -1,5 +1,7 @@
 """Training of several processes on CPUs, for which mmengine's launcher and PyTorch's SyncBatchNorm have no way, and
 sharded over processes, which mmengine cannot resume with current PyTorch."""
+from pathlib import Path
+
 import torch
 from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.config import Config
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checkpointing import damage, find_whole_checkpoint
 from .registry import STRATEGIES
 
 
@@ -106,6 +109,18 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         if get_device() == 'cpu':
             _sync_on_cpus(model)
         return super()._wrap_model(model)
+
+    def resume(self, filename: str, **kwargs) -> dict:
+        """mmengine's, from the checkpoint before it where one is damaged.
+
+        ``CheckpointHook`` sees to that in other runs; ``FlexibleRunner`` loads before it calls a hook.
+
+        Raises:
+            WeightsError: none is whole.
+        """
+        if damage(filename):
+            filename = find_whole_checkpoint(Path(filename).parent)
+        return super().resume(filename, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Takes what :meth:`optim_state_dict` gave; PyTorch 2.1 changed the order of the arguments."""

@@ -6,9 +6,11 @@ The tools run in this process: starting Python and importing the frameworks take
 import importlib
 import importlib.util
 import json
+import os
 import pickle
 import resource
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +23,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from mmcasvit.checkpointing import find_whole_checkpoint
 from mmcasvit.datasets import SkipUnreadable
 from mmcasvit.shapes import write_dataset
 
@@ -444,3 +447,50 @@ def test_a_full_disk_is_an_error_of_check_dataset(call, place, full_disk):
 ], ids=lambda arguments: ' '.join(arguments[:1] + arguments[-1:]))
 def test_output_that_cannot_be_written_is_an_error(arguments, call, place):
     assert not refused(call, place, [], *arguments)
+
+
+# Runs that cannot go on ---------------------------------------------------------------------------------------------
+
+RUN = """
+_base_ = 'seg.py'
+train_cfg = dict(max_iters=9, val_interval=9)
+val_dataloader = val_cfg = val_evaluator = None
+default_hooks = dict(checkpoint=dict(interval={interval}, save_best=None))
+{more}
+"""
+# The learning rate is 0.001 for two iterations, and 1e30 then.
+EXPLODING = """
+optim_wrapper = dict(optimizer=dict(lr=1e30))
+param_scheduler = [dict(type='ConstantLR', factor=1e-33, by_epoch=False, begin=0, end=3)]
+"""
+
+
+def stopped(place, status, err, *words):
+    """Exit status 1, one error that says why and names the last good checkpoint, which is whole."""
+    error = err[err.rfind('\nerror: ') + 1:]
+    assert status == 1, err[-3000:]
+    assert error.startswith('error: training stopped'), err[-3000:]
+    assert 'Traceback' not in err
+    assert all(word in error for word in words), error
+    last = Path(find_whole_checkpoint(place / 'run'))
+    assert f'The last good checkpoint is {last}.' in error
+    return last.name
+
+
+def test_an_exploding_loss_ends_the_run_with_its_status(call, place):
+    (place / 'exploding.py').write_text(RUN.format(interval=2, more=EXPLODING))
+    status, _, err = call('train', 'exploding.py', '--work-dir', 'run', '--cfg-options', DATA['seg'])
+    assert stopped(place, status, err, 'iteration 4', 'nan', 'invalid_loss_iter_4.pth') == 'iter_2.pth'
+    assert (place / 'run/invalid_loss_iter_4.pth').is_file()
+
+
+def test_a_disk_that_gets_full_ends_the_run_with_its_status(place):
+    """The second checkpoint has the optimizer's two averages instead of gradients, and is too large for the disk."""
+    (place / 'full.py').write_text(RUN.format(interval=1, more='optim_wrapper = dict(accumulative_counts=2)'))
+    limit = int(2.6 * (place / 'seg.pth').stat().st_size)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', 'full.py', '--work-dir', 'run', '--cfg-options', DATA['seg']],
+        cwd=place, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert stopped(place, done.returncode, done.stderr, 'iter_2.pth', 'could not be written') == 'iter_1.pth'
+    assert sorted(path.name for path in (place / 'run').glob('*.pth*')) == ['iter_1.pth']
