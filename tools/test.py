@@ -34,6 +34,8 @@ def parse_args():
     parser.add_argument('--exported', metavar='FILE',
                         help='let a file of tools/export.py compute: the backbone or the whole model; CHECKPOINT gives '
                              'what was not exported')
+    parser.add_argument('--report', action='store_true',
+                        help='leave report.html in the work dir, as tools/report.py makes it, with this test')
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -97,6 +99,8 @@ def main():
         cfg.custom_hooks.append(dict(type='mmcasvit.DeployHook'))
     if args.exported:
         use_exported(cfg, args)
+    if args.report:
+        cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
     runner = build_runner(cfg)
     if args.deploy:
         check_deployable(runner.model)

@@ -31,6 +31,8 @@ def parse_args():
                         help='go on from FILE, or from the latest checkpoint of the work dir')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the batch size that is really used')
+    parser.add_argument('--report', action='store_true',
+                        help='leave report.html in the work dir, as tools/report.py makes it, with the last validation')
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -67,6 +69,8 @@ def main():
     elif cfg.get('load_from'):
         check_checkpoint(cfg.load_from, args.trust_checkpoint)
     add_tensorboard(cfg)
+    if args.report:
+        cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
     runner = build_runner(cfg)
     warn_about_random_backbone(cfg)
     try:
