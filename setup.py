@@ -63,8 +63,8 @@ setup(
         'coreml': ['coremltools>=9'],
         # httpx is for tools/load_test.py.
         'serve': [*EXPORT, 'fastapi', 'uvicorn', 'python-multipart', 'httpx'],
-        # Earlier releases refuse Pillow 13.
-        'explore': ['streamlit>=1.67'],
+        # Earlier releases of streamlit refuse Pillow 13. pyarrow 26 fails beside OpenMMLab's own releases, by its NumPy 2.
+        'explore': ['streamlit>=1.67', 'pyarrow<26'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
         # timm wants torchvision: have the one of the installed PyTorch first, or pip replaces PyTorch to satisfy it.

@@ -183,7 +183,7 @@ def _confidence(scores: Tensor, labels: Tensor) -> np.ndarray:
     return scores.softmax(0).gather(0, labels[None].long())[0].numpy()
 
 
-def enlarge(prediction: Prediction, side: int = 640) -> Prediction:
+def enlarge(prediction: Prediction, side: int = 512) -> Prediction:
     """The prediction on a picture some whole times as large, where a small one leaves no room for lines and names.
 
     Args:

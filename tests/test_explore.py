@@ -456,7 +456,7 @@ def test_the_page_in_a_browser(server, browser, work, picture):
     predict_button.click()
     prediction = page.locator('[data-testid=stImage] img').nth(1)
     expect(prediction).to_be_visible()
-    assert prediction.evaluate('image => image.decode().then(() => image.naturalWidth)') == 576
+    assert prediction.evaluate('image => image.decode().then(() => image.naturalWidth)') == 480
     before = prediction.get_attribute('src')
     assert log.read_text().count('predicted ') == 1
 

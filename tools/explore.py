@@ -167,7 +167,8 @@ def show_rows(rows, colors):
     frame = pd.DataFrame(rows)
     frame.insert(0, '', '■')
     styles = [f'color: {colors.get(name, "gray")}' for name in frame['class']]
-    st.dataframe(frame.style.apply(lambda _: styles, subset=['']), hide_index=True, width='content')
+    table = frame.style.format(lambda cell: f'{cell:g}' if isinstance(cell, float) else cell)
+    st.dataframe(table.apply(lambda _: styles, subset=['']), hide_index=True, width='content')
 
 
 def show_maps(shown, score_thr):
