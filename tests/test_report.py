@@ -124,6 +124,8 @@ def test_the_phases_of_a_run_add_up_to_its_time(tmp_path):
         ('10:01:02', 'The best checkpoint with 0.5 is saved to best.pth.'), ('10:01:10', 'killed soon')])
     run, = read_runs(tmp_path)
     assert run.seconds == {'start-up': 10, 'training': 30, 'validation': 28, 'best checkpoint': 2}
+    times = Page(report(tmp_path)).text.replace('\n', '')
+    assert '01-31 10:00:000:00:100:00:300:00:280:00:020:01:10' in times
     assert run.environment.startswith('System environment:')
     assert run.reached == (1, 10, 15)
     assert plain_values(last_config([run])) == dict(model=dict(type='RetinaNet'))

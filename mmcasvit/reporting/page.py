@@ -2,8 +2,6 @@
 import base64
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -184,7 +182,7 @@ after a stop. What it replayed is drawn once{% endif %}.</figcaption></figure>
 {% if times %}
 <figure>{{ picture(time_figure, 'time of each run by phases') }}</figure>
 <table>
-<tr><th>phase</th>{% for name in time_header %}<th class="number">{{ name }}</th>{% endfor %}</tr>
+<tr><th>run</th>{% for name in time_header %}<th class="number">{{ name }}</th>{% endfor %}</tr>
 {% for row in times %}
 <tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}<td class="number">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
@@ -229,11 +227,12 @@ def write_report(work_dir: Path, out: Path) -> None:
     """
     text = report(work_dir)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=out.parent, prefix=f'.{out.name}.', delete=False,
-                                     errors='replace') as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, out)
+    part = out.with_name(f'.{out.name}.part')
+    try:
+        part.write_text(text, encoding='utf-8', errors='replace')
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def report(work_dir: Path) -> str:
@@ -432,12 +431,10 @@ def _times(runs: list[Run], history: History) -> dict[str, Any]:
     if not any(sum(seconds.values()) for seconds in lasting.values()):
         return dict(times=[], time_header=[], time_figure='', data_share='')
     phases = list(dict.fromkeys(phase for seconds in lasting.values() for phase in seconds))
-    columns = list(lasting.values())
-    rows = [[phase, *(_duration(seconds[phase]) if phase in seconds else '' for seconds in columns),
-             _duration(sum(seconds.get(phase, 0) for seconds in columns))] for phase in phases]
-    rows.append(['all', *(_duration(sum(seconds.values())) for seconds in columns),
-                 _duration(sum(sum(seconds.values()) for seconds in columns))])
-    return dict(times=rows, time_header=[*lasting, 'all'], time_figure=_base64(figures.plot_phases(lasting)),
+    together = {phase: sum(seconds.get(phase, 0) for seconds in lasting.values()) for phase in phases}
+    rows = [[name, *(_duration(seconds[phase]) if phase in seconds else '' for phase in phases),
+             _duration(sum(seconds.values()))] for name, seconds in (lasting | {'all': together}).items()]
+    return dict(times=rows, time_header=[*phases, 'all'], time_figure=_base64(figures.plot_phases(lasting)),
                 data_share=f'{100 * history.data_share:.1f} %' if history.data_share is not None else '')
 
 
