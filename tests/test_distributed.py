@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -31,6 +32,7 @@ TOLERANCE = dict(rtol=1e-5, atol=0.)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='mmengine would put the models on the GPUs')
 
 
+@HOOKS.register_module()
 class KeepCurves(Hook):
     """Writes down what each process logs: the log itself has the first one's alone."""
 
@@ -40,6 +42,7 @@ class KeepCurves(Hook):
         torch.save(curves, f'{runner.work_dir}/curves_{runner.rank}.pth')
 
 
+@HOOKS.register_module()
 class Fail(Hook):
     """Has the second process end in its second iteration, and notes when."""
 
@@ -96,7 +99,8 @@ def _ready():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('mmengine.runner.runner.collect_env', lambda: {})
         patch.setattr('mmengine._strategy.base.collect_env', lambda: {})
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        for module in ('yapf.yapflib.yapf_api', 'mmengine.config.config'):  # the latter in mmengine 0.10.7
+            patch.setattr(f'{module}.FormatCode', lambda text, **_: (text, True), raising=False)
         for late in ('mmdet', 'mmseg'):
             importlib.import_module(f'{late}.utils').register_all_modules(init_default_scope=False)
         for late in ('matplotlib.pyplot', 'torch._inductor', 'torchvision', 'mmcv.ops'):
@@ -130,7 +134,7 @@ def recipe(name, data_root, model, pipeline, dataset, **train_cfg):
     for split in ('val', 'test'):
         cfg.update({f'{split}_dataloader': None, f'{split}_cfg': None, f'{split}_evaluator': None})
     cfg.update(dict(param_scheduler=None, log_level='ERROR', randomness=dict(seed=3, deterministic=True)))
-    cfg.custom_hooks.append(dict(type=KeepCurves))
+    cfg.custom_hooks.append(dict(type='KeepCurves'))
     return cfg
 
 
@@ -210,7 +214,7 @@ def test_a_process_that_ends_stops_the_others_in_seconds_with_its_own_error(segm
     cfg = Config(dict(segmentor.to_dict(), work_dir=str(tmp_path)))
     cfg.train_dataloader.batch_size = 1
     cfg.visualizer.name = str(tmp_path)
-    cfg.custom_hooks.append(dict(type=Fail, how=how))
+    cfg.custom_hooks.append(dict(type='Fail', how=how))
     # What torchrun starts its scripts with; a function that is split off has everything imported.
     torchrun = elastic_launch(LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, run_id=how, max_restarts=0, rdzv_backend='c10d',
