@@ -63,7 +63,7 @@ setup(
         'coreml': ['coremltools>=9'],
         # httpx is for tools/load_test.py.
         'serve': [*EXPORT, 'fastapi', 'uvicorn', 'python-multipart', 'httpx'],
-        # Earlier releases of streamlit refuse Pillow 13. pyarrow 26 fails beside OpenMMLab's own releases, by its NumPy 2.
+        # Earlier releases refuse Pillow 13. pyarrow 26 wants NumPy 2, and OpenMMLab's own packages NumPy 1.
         'explore': ['streamlit>=1.67', 'pyarrow<26'],
         'safetensors': ['safetensors'],
         'tensorboard': ['tensorboard'],
