@@ -214,11 +214,11 @@ class DeployedBlock(nn.Module):
     def mix(self, x: Tensor) -> Tensor:
         """The convolutional additive token mixer without its last bias: ``(N, C, H, W)`` to ``(N, C, H, W)``."""
         query_key = self.query_key(x)
-        gates = self.spatial_gate(query_key)  # (N, 2, H, W)
-        query_key = query_key.unflatten(1, (2, -1)).mul_(gates.unsqueeze(2))  # (N, 2, C, H, W)
-        means = query_key.mean((3, 4)).flatten(1)[:, :, None, None]  # (N, 2C, 1, 1)
-        gates = self.channel_gate(means).unflatten(1, (2, -1))  # (N, 2, C, 1, 1)
-        (query, key), (query_gate, key_gate) = query_key.unbind(1), gates.unbind(1)
+        spatial = self.spatial_gate(query_key)  # (N, 2, H, W)
+        query, key = query_key.chunk(2, 1)  # mobile processors know no more than four dimensions
+        query, key = query.mul_(spatial[:, :1]), key.mul_(spatial[:, 1:])
+        means = torch.cat((query.mean((2, 3), keepdim=True), key.mean((2, 3), keepdim=True)), 1)  # (N, 2C, 1, 1)
+        query_gate, key_gate = self.channel_gate(means).chunk(2, 1)
         added = torch.addcmul(query * query_gate, key, key_gate)
         return self.proj(self.dwc(added).mul_(self.value(x)))
 

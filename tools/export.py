@@ -1,6 +1,6 @@
 """Exports the backbone or the whole model of a checkpoint, runs the file, and compares it with PyTorch.
 
-The deploy form is exported. The exit status is 1 where the outputs are further from PyTorch's than they may be.
+The exit status is 1 where the outputs are further from PyTorch's than they may be.
 """
 import argparse
 import statistics
@@ -43,7 +43,9 @@ def parse_args():
                         help='the graph takes pixels of this order, (N, H, W, 3) in uint8, and normalises them')
     parser.add_argument('--resize', action='store_true',
                         help='with --preprocess: pixels of any size are stretched to --size within the graph')
-    parser.add_argument('--plain', action='store_true', help='export the model as built, not its deploy form')
+    parser.add_argument('--form', choices=['deploy', 'plain'],
+                        help='the deploy form, or the model as built (default: plain for openvino, which folds norms '
+                             'itself and is faster so, else deploy)')
     parser.add_argument('--images', type=Path, metavar='IMAGE_OR_FOLDER',
                         help='pictures to compare on, read by the test pipeline of the config (default: made-up ones)')
     parser.add_argument('--count', type=int, default=8, help='how many pictures at most (default: 8)')
@@ -118,16 +120,17 @@ def main():
     cfg.model.backbone.pop('init_cfg', None)
     torch.set_num_threads(args.threads)
     model = get_model(cfg, args.checkpoint)
-    if not args.plain:
+    fold = not FORMATS[args.format].folds if args.form is None else args.form == 'deploy'
+    if fold:
         check_deployable(model)
     signature = check_arguments(args, None if args.what == 'backbone' else kind_of(model))
     if args.precision == 'int8':
         calibration = [checking.feed(checking.fit(picture, model.data_preprocessor, signature),
                                      model.data_preprocessor, signature)
                        for picture in load_pictures(images[:args.calibration], cfg, signature)]
-        export_quantised(model, signature, args.out, calibration, fold=not args.plain)
+        export_quantised(model, signature, args.out, calibration, fold)
     else:
-        export(model, signature, args.out, fold=not args.plain)
+        export(model, signature, args.out, fold)
     if args.format == 'coreml':
         report_coreml(args.out)
         if not FORMATS[args.format].here():

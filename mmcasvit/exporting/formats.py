@@ -215,6 +215,7 @@ class Format:
         what: what of a model it can hold.
         dynamic: whether batch and size can be left open.
         here: whether this machine can run it.
+        folds: its runtime folds norms itself, and is faster on the model as built than on the deploy form.
     """
     suffix: str
     write: Callable[[nn.Module, Tensor, Signature, Path], None]
@@ -225,6 +226,7 @@ class Format:
     what: tuple[str, ...] = ('backbone', 'segmentor', 'detector')
     dynamic: bool = True
     here: Callable[[], bool] = lambda: True
+    folds: bool = False
 
     def missing(self) -> list[str]:
         return [package for package in self.packages if importlib.util.find_spec(package) is None]
@@ -237,7 +239,7 @@ def _on_a_mac() -> bool:
 FORMATS: dict[str, Format] = dict(
     onnx=Format('.onnx', write_onnx, run_onnx, ('onnx', 'onnxscript', 'onnxruntime'), precisions=('fp32', 'fp16')),
     openvino=Format('.xml', write_openvino, run_openvino, ('onnx', 'onnxscript', 'openvino'),
-                    precisions=('fp32', 'fp16', 'bf16', 'int8')),
+                    precisions=('fp32', 'fp16', 'bf16', 'int8'), folds=True),
     torchscript=Format('.pt', write_torchscript, run_torchscript),
     pt2=Format('.pt2', write_pt2, run_pt2),
     coreml=Format('.mlpackage', write_coreml, run_coreml, ('coremltools', ), 'coreml', ('fp32', 'fp16'),
@@ -259,14 +261,14 @@ def check_format(name: str) -> Format:
     return found
 
 
-def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool = True) -> None:
+def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool | None = None) -> None:
     """Writes a model into a file.
 
     Args:
         model: of mmdet or mmseg, or a bare backbone.
         signature: what to make of it, in which format.
         path: the file; its suffix is that of the format.
-        fold: export the deploy form.
+        fold: export the deploy form; None: unless the runtime of the format folds norms itself.
 
     Raises:
         UsageError: a package is missing, or this model cannot be exported in this way.
@@ -276,7 +278,7 @@ def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool 
         raise UsageError(f'a file of {signature.format} ends in {known.suffix}, got {path}')
     if signature.precision == 'int8':
         raise UsageError('int8 needs pictures to calibrate on: mmcasvit.exporting.quantising.export_quantised')
-    graph = build_graph(model, signature, fold)
+    graph = build_graph(model, signature, not known.folds if fold is None else fold)
     known.write(graph, graph.example(), graph.signature, Path(path))
 
 

@@ -23,6 +23,22 @@ def check_quantiser() -> None:
         raise UsageError('int8 needs nncf: pip install "mmcasvit[quantization]"')
 
 
+def _behind_selection(network) -> list[str]:
+    """Names of what a detector computes of the boxes it has selected, but for the layers of a second stage.
+
+    Areas that choose a level of the pyramid, and features of a level on which no box of a calibration picture fell,
+    must not be rounded to the range that they had then.
+    """
+    layers, behind, names = ('Convolution', 'ConvolutionBackpropData', 'MatMul', 'Relu'), set(), []
+    for node in network.get_ordered_ops():
+        sources = {node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size())}
+        if node.get_type_name() in ('NonMaxSuppression', 'TopK') or behind & sources:
+            behind.add(node.get_friendly_name())
+            if node.get_type_name() not in layers:
+                names.append(node.get_friendly_name())
+    return names
+
+
 def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
     """Writes the int8 form of an OpenVINO file that computes in float32.
 
@@ -40,25 +56,27 @@ def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
     logging.getLogger('nncf').setLevel(logging.ERROR)
     network = openvino.Core().read_model(source)
     signature = Signature.from_json(str(network.get_rt_info([KEY]).value), source)
-    # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
-    quantised = nncf.quantize(network, nncf.Dataset([image.numpy() for image in images]),
-                              preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+    quantised = nncf.quantize(
+        network, nncf.Dataset([image.numpy() for image in images]), subset_size=len(images),
+        # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=_behind_selection(network), validate=False))
     quantised.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
     openvino.save_model(quantised, path, compress_to_fp16=False)
 
 
 def export_quantised(model: nn.Module, signature: Signature, path: str | Path, images: Sequence[Tensor],
-                     fold: bool = True) -> None:
+                     fold: bool | None = None) -> None:
     """Writes a model into OpenVINO's files, with weights and activations of its layers in int8.
 
-    NNCF leaves the decoding of boxes and the non-maximum suppression of a detector in float32 by itself.
+    What a detector computes of the boxes it has selected stays in float32, but for the layers of a second stage.
 
     Args:
         model: of mmdet or mmseg, or a bare backbone.
         signature: what to make of it, in the format ``'openvino'`` and the precision ``'int8'``.
         path: the ``.xml`` file.
         images: from which the ranges of activations are taken, each as the graph takes a batch of one.
-        fold: export the deploy form.
+        fold: as of :func:`mmcasvit.exporting.export`.
 
     Raises:
         UsageError: NNCF is missing, or this model cannot be exported in this way.
