@@ -169,12 +169,13 @@ def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, object]], metric: s
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 1 + .35 * max(5, len(rows))), layout='constrained')
     places = range(len(rows))
     for place, row in zip(places, rows):
-        left.plot(row['values'], [place] * len(row['values']), 'o', color=_COLOURS[0], alpha=.5, markersize=5)
-        left.plot([row['mean']] * 2, [place - .3, place + .3], color=_COLOURS[1], linewidth=2)
-        right.plot(row['seconds'].median * 1000, row['mean'], 'o', color=_COLOURS[1], markersize=5)
-        right.annotate(row['variant'], (row['seconds'].median * 1000, row['mean']), xytext=(0, 5), ha='center',
-                       textcoords='offset points', fontsize=7)
+        colour = f'C{place}'  # names beside the points of the right would lie over each other
+        left.plot(row['values'], [place] * len(row['values']), 'o', color=colour, alpha=.5, markersize=5)
+        left.plot([row['mean']] * 2, [place - .3, place + .3], color=colour, linewidth=2)
+        right.plot(row['seconds'].median * 1000, row['mean'], 'o', color=colour, markersize=7)
     left.set_yticks(places, [row['variant'] for row in rows])
+    for place, name in zip(places, left.get_yticklabels()):
+        name.set_color(f'C{place}')
     left.invert_yaxis()
     left.set_xlabel(f'{metric}: every seed (dots) and their mean (line)')
     left.grid(axis='x')
