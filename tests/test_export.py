@@ -18,8 +18,8 @@ from mmcasvit.exporting import checking, load_exported
 from mmcasvit.exporting.evaluating import ResizeInto, fitted_pipeline, substitute
 from mmcasvit.exporting.formats import FORMATS
 from mmcasvit.exporting.graphs import AdaptiveAveragePool, build_graph
-from mmcasvit.exporting.quantising import check_quantiser, export_quantised
-from mmcasvit.exporting.signature import Signature
+from mmcasvit.exporting.quantising import check_quantiser, export_quantised, quantise
+from mmcasvit.exporting.signature import KEY, Signature
 from mmcasvit.model_zoo import config_path, get_config, get_model
 from mmcasvit.tooling import UsageError
 
@@ -166,6 +166,38 @@ def test_int8_is_smaller_and_not_far_off(tmp_path):
     assert load_exported(tmp_path / 'model.xml').signature.precision == 'int8'
     weights = sum(parameter.nbytes for parameter in model.backbone.parameters())
     assert (tmp_path / 'model.bin').stat().st_size < .6 * weights
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+def test_int8_rounds_layers_of_a_second_stage_and_nothing_else_behind_the_selection(tmp_path):
+    import openvino
+    model = tiny('mask_rcnn')
+    signature = Signature('openvino', 'detector', (64, 96), precision='int8')
+    images = [checking.feed(picture, model.data_preprocessor, signature)
+              for picture in checking.drawn_pictures(2, (64, 96))]
+    export_quantised(model, signature, tmp_path / 'model.xml', images)
+    fed = {target.get_node().get_type_name()
+           for node in openvino.Core().read_model(tmp_path / 'model.xml').get_ordered_ops()
+           if node.get_type_name() == 'FakeQuantize' for target in node.output(0).get_target_inputs()}
+    assert {'Convolution', 'MatMul', 'ConvolutionBackpropData'} <= fed
+    assert not fed & {'Sqrt', 'Gather', 'ScatterNDUpdate', 'Subtract', 'ROIAlign', 'TopK'}
+
+
+@pytest.mark.skipif(not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+def test_int8_refuses_activations_that_explode(tmp_path):
+    import openvino
+    from openvino import opset13
+    image = opset13.parameter([1, 3, 8, 8])
+    conv = opset13.convolution(image, np.ones((4, 3, 1, 1), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
+    network = openvino.Model([opset13.relu(conv)], [image])
+    network.set_rt_info(Signature('openvino', 'backbone', (8, 8)).to_json(), [KEY])
+    openvino.save_model(network, tmp_path / 'full.xml', compress_to_fp16=False)
+    quantise(tmp_path / 'full.xml', tmp_path / 'model.xml', [torch.rand(1, 3, 8, 8)])
+    assert load_exported(tmp_path / 'model.xml').signature.precision == 'int8'
+    with pytest.raises(UsageError, match=r'activations reach \de.08: the model itself is unstable there'):
+        quantise(tmp_path / 'full.xml', tmp_path / 'other.xml', [torch.full((1, 3, 8, 8), 1e8)])
+    assert not (tmp_path / 'other.xml').exists()
 
 
 def test_int8_names_what_it_needs(monkeypatch, tmp_path):

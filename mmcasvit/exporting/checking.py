@@ -17,7 +17,7 @@ from .signature import Signature
 
 # How far outputs may be from PyTorch's: numbers relative to the largest one of the output, decisions (classes of
 # pixels, detections) by the share that is another one.
-TOLERANCES = dict(fp32=1e-3, fp16=.1, bf16=.15, int8=.5)
+TOLERANCES = dict(fp32=1e-3, fp16=.15, bf16=.15, int8=.5)
 # Two detections are the same if they have the same label and overlap at least so much.
 SAME_IOU = .8
 

@@ -1,16 +1,21 @@
 """Post-training quantisation of OpenVINO's files to int8 by NNCF."""
 import importlib.util
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..tooling import UsageError
 from .formats import export
 from .signature import KEY, Signature
+
+# Products of queries, keys and values grow with the third power of a map that leaves the range of its norms.
+LARGEST_ACTIVATION = 1e6
 
 
 def check_quantiser() -> None:
@@ -39,6 +44,14 @@ def _behind_selection(network) -> list[str]:
     return names
 
 
+def _largest_activation(quantised) -> float:
+    """The end of the widest range that an activation was given; infinite if one is no number."""
+    constants = [node.input_value(i).get_node() for node in quantised.get_ordered_ops()
+                 if node.get_type_name() == 'FakeQuantize' for i in range(1, 5)]
+    ends = [float(np.abs(node.data).max()) for node in constants if node.get_type_name() == 'Constant']
+    return max((end if math.isfinite(end) else math.inf for end in ends), default=0.)
+
+
 def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
     """Writes the int8 form of an OpenVINO file that computes in float32.
 
@@ -48,7 +61,7 @@ def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
         images: from which the ranges of activations are taken, each as the graph takes it.
 
     Raises:
-        UsageError: NNCF is missing.
+        UsageError: NNCF is missing, or activations explode on some of the images.
     """
     check_quantiser()
     import nncf
@@ -61,6 +74,11 @@ def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
         # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
         preset=nncf.QuantizationPreset.MIXED,
         ignored_scope=nncf.IgnoredScope(names=_behind_selection(network), validate=False))
+    largest = _largest_activation(quantised)
+    if largest > LARGEST_ACTIVATION:
+        raise UsageError(f'on some of the pictures for calibration activations reach {largest:.1g}: the model itself '
+                         'is unstable there, in any precision, and int8 has no range for it. Train it longer or at a '
+                         'lower rate, or calibrate on other pictures.')
     quantised.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
     openvino.save_model(quantised, path, compress_to_fp16=False)
 
