@@ -30,7 +30,7 @@ TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 setup: $(READY)
 
 $(READY): requirements/$(FAMILY).txt $(LOCK) setup.py
-	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), 'needs Python 3.10 to 3.12, found ' + sys.version"
+	$(PYTHON) -c "import sys; assert sys.version_info[:2] in ((3, 11), (3, 12)), 'the pinned versions need Python 3.11 or 3.12, found ' + sys.version"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c $(LOCK) "setuptools<81" wheel ninja numpy "$(TORCH)"
 	@echo "mmcv's operators are compiled now unless pip kept them from before: some 12 minutes on 2 cores"
