@@ -99,7 +99,7 @@ def load_model(config: str, checkpoint: str, device: str | torch.device = 'cpu')
     """A detector or segmentor with its weights, read without executing a pickle.
 
     Raises:
-        UsageError: the config cannot be read, or is for a classifier.
+        UsageError: the config cannot be read, is for a classifier, or has no names of classes.
         WeightsError: the checkpoint is broken or does not fit.
     """
     with _ALONE:
@@ -108,7 +108,11 @@ def load_model(config: str, checkpoint: str, device: str | torch.device = 'cpu')
             raise UsageError(f'{config} is the config of a classifier ({cfg.default_scope}); this page shows '
                              f'{" and ".join(f"{kind}s" for kind in SHOWN.values())}. For classifiers there is '
                              'tools/infer.py.')
-        return get_model(cfg, checkpoint, device)
+        model = get_model(cfg, checkpoint, device)
+        if not model.dataset_meta.get('classes'):
+            raise UsageError(f'neither {checkpoint} nor {config} says what the classes are called: add '
+                             'metainfo=dict(classes=(...)) to the data set of its test_dataloader.')
+        return model
 
 
 def read_upload(content: bytes | None) -> np.ndarray:

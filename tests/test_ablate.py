@@ -1,13 +1,12 @@
 """The configs of the token mixers differ in nothing else, and the tool compares what was really trained."""
 import csv
-import importlib.util
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, write_tiny_config
+from conftest import ROOT, load_tool, write_tiny_config
 from mmengine.config import Config
 from torch.testing import assert_close
 
@@ -59,10 +58,7 @@ def test_the_short_schedule_is_the_twin_at_half_size():
 
 @pytest.fixture(scope='module')
 def ablate():
-    spec = importlib.util.spec_from_file_location('ablate', ROOT / 'tools/ablate.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('ablate')
 
 
 def test_by_default_the_six_mixers_are_compared(ablate):
@@ -131,15 +127,18 @@ def test_a_run_is_noted_when_it_is_finished_and_not_done_again(ablate, tmp_path,
     assert ran == [str(tmp_path / 'seed-0')] * 3
 
 
-def test_runs_of_a_changed_config_start_afresh(ablate, tmp_path):
+def test_runs_of_another_config_are_left_alone(ablate, tmp_path):
     cfg = Config(dict(a=1))
     file = ablate.prepare('some/name.py', cfg, tmp_path)
-    (file.parent / 'seed-0').mkdir()
     assert ablate.prepare('some/name.py', cfg, tmp_path) == file == tmp_path / 'name/variant.py'
-    assert (file.parent / 'seed-0').exists()
-    ablate.prepare('some/name.py', Config(dict(a=2)), tmp_path)
-    assert [path.name for path in file.parent.iterdir()] == ['variant.py']
-    assert Config.fromfile(file).a == 2
+    with pytest.raises(UsageError, match='name holds runs of another config'):
+        ablate.prepare('some/name.py', Config(dict(a=2)), tmp_path)
+    assert Config.fromfile(file).a == 1
+    (tmp_path / 'trained').mkdir()
+    (tmp_path / 'trained/epoch_12.pth').touch()  # of tools/train.py
+    with pytest.raises(UsageError, match='trained holds runs of another config'):
+        ablate.prepare('some/trained.py', cfg, tmp_path)
+    assert [path.name for path in (tmp_path / 'trained').iterdir()] == ['epoch_12.pth']
 
 
 @pytest.mark.parametrize('arguments, words', [

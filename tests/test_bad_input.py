@@ -3,8 +3,8 @@ result; nothing is overwritten, and no file that is only to be read is executed.
 
 The tools run in this process: starting Python and importing the frameworks takes longer than all a case does.
 """
+import functools
 import importlib
-import importlib.util
 import json
 import os
 import pickle
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
@@ -74,12 +74,7 @@ def place(made, tmp_path):
     return tmp_path
 
 
-def load_tool(name, _loaded={}):  # noqa: B006
-    if name not in _loaded:
-        spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / f'tools/{name}.py')
-        _loaded[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(_loaded[name])
-    return _loaded[name]
+loaded = functools.cache(load_tool)
 
 
 @pytest.fixture
@@ -97,7 +92,7 @@ def call(monkeypatch, capfd, place):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             try:
-                load_tool(tool).main()
+                loaded(tool).main()
             except SystemExit as end:
                 status = end.code or 0
         printed = capfd.readouterr()

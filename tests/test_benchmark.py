@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, write_tiny_config
+from conftest import ROOT, load_tool, write_tiny_config
 from torch import nn
 from torch.testing import assert_close
 
@@ -24,10 +24,7 @@ from mmcasvit.tooling import UsageError
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('benchmark_tool', ROOT / 'tools/benchmark.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('benchmark')
 
 
 @pytest.fixture

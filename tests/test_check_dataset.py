@@ -1,12 +1,11 @@
 """Each kind of fault, planted into a faultless data set, is found once, drawn, and gone after --fix."""
-import importlib.util
 import json
 import shutil
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -21,10 +20,7 @@ WIDTH, HEIGHT = 96, 64
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('check_dataset', ROOT / 'tools/check_dataset.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('check_dataset')
 
 
 @pytest.fixture(scope='module')

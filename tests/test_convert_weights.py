@@ -1,10 +1,9 @@
 """Checkpoints go from the authors' code to this project and back; what the old versions computed, ours compute."""
-import importlib.util
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from mmengine.model import revert_sync_batchnorm
 from reference import (
     OFFICIAL_SHAPES,
@@ -35,9 +34,7 @@ UNUSED = {f'backbone.norm0.{name}'
 @pytest.fixture
 def convert(monkeypatch, capsys):
     """Runs the tool in this process; returns what it printed, or its error for the exit status 2."""
-    spec = importlib.util.spec_from_file_location('convert_weights', ROOT / 'tools/convert_weights.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('convert_weights')
 
     def run(*args, fails=False):
         monkeypatch.setattr(sys, 'argv', ['convert_weights.py', *map(str, args)])

@@ -1,5 +1,4 @@
 """The documentation keeps its word: its examples run, its commands parse, its links and its table are right."""
-import importlib.util
 import os
 import re
 import shlex
@@ -8,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
@@ -41,9 +40,7 @@ def tool_calls():
 
 @pytest.mark.parametrize('tool, arguments', tool_calls())
 def test_a_command_names_flags_and_configs_that_exist(tool, arguments, monkeypatch):
-    spec = importlib.util.spec_from_file_location('tool', ROOT / tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool(Path(tool).stem)
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
     module.parse_args()
     for word in arguments:

@@ -15,7 +15,8 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_tool
+from mmengine.config import Config
 from PIL import Image
 from reference import fill
 from test_visualize import tiny_config
@@ -256,12 +257,17 @@ def test_both_forms_are_measured_in_turns(models, pixels):
     assert len(runs) == 3 + 2 * 3
 
 
-def test_what_cannot_be_shown_is_refused(work, pixels):
+def test_what_cannot_be_shown_is_refused(work, pixels, tmp_path):
     detector, segmentor = (str(work / name / f'tiny-{name}.py') for name in ('detector', 'segmentor'))
     with pytest.raises(WeightsError):
         load_model(detector, str(work / 'broken.pth'))
     with pytest.raises(WeightsError, match='missing'):
         load_model(segmentor, str(work / 'detector/epoch_1.pth'))
+    cfg = Config.fromfile(segmentor)
+    del cfg.test_dataloader.dataset['metainfo']
+    cfg.dump(tmp_path / 'nameless.py')
+    with pytest.raises(UsageError, match='says what the classes are called'):
+        load_model(str(tmp_path / 'nameless.py'), str(work / 'segmentor/epoch_1.pth'))
     model = load_model(segmentor, str(work / 'segmentor/epoch_1.pth'))
     model.backbone = torch.nn.Sequential()
     with pytest.raises(UsageError, match='whose backbone is a CASViT'):
@@ -271,9 +277,7 @@ def test_what_cannot_be_shown_is_refused(work, pixels):
 
 @pytest.fixture
 def tool(monkeypatch):
-    spec = importlib.util.spec_from_file_location('explore', ROOT / 'tools/explore.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool('explore')
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['explore.py', *map(str, args)])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_tiny_config
+from conftest import load_tool, write_tiny_config
 from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -377,9 +377,7 @@ def test_the_tool_exports_compares_and_exits_with_one_where_it_differs(run_tool,
     (['--format', 'pt2', '--out', 'nowhere/x.pt2'], 'no folder'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
-    spec = importlib.util.spec_from_file_location('export', ROOT / 'tools/export.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('export')
     if {'coreml', 'onnx', 'openvino'} & {*arguments}:
         monkeypatch.setattr(type(FORMATS['onnx']), 'missing', lambda self: [])
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', *arguments])

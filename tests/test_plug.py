@@ -1,12 +1,11 @@
 """CAS-ViT in configs of mmdet and mmseg themselves: ours only overrides what plug() changes."""
 import copy
-import importlib.util
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -97,10 +96,7 @@ REFUSED = {
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('plug_tool', ROOT / 'tools' / 'plug.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('plug')
 
 
 def at(cfg, path):

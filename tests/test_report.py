@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import logging
 import re
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_tiny_config
+from conftest import ROOT, load_tool, write_tiny_config
 
 from mmcasvit.reporting import figures
 from mmcasvit.reporting.logs import class_table, join, last_config, plain_values, read_runs
@@ -164,9 +163,7 @@ def test_other_folders_are_refused(tmp_path, content):
 
 
 def run_report(monkeypatch, *arguments):
-    spec = importlib.util.spec_from_file_location('report_tool', ROOT / 'tools/report.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool('report')
     monkeypatch.setattr(sys, 'argv', ['report.py', *map(str, arguments)])
     module.main()
 
@@ -305,6 +302,10 @@ def test_a_map_is_judged_as_mmseg_does():
     for name, values in iou_per_class(matrix).items():
         np.testing.assert_allclose(values, metrics[name] * 100, rtol=1e-5)
     assert judge_map(segmentation(torch.full((2, 2), 255), torch.zeros(2, 2)), 5, 255) is None
+    # A value between the last class and the ignored one ends no evaluation: it is no class either.
+    truth, found = torch.tensor([[0, 7], [1, 1]]), torch.tensor([[0, 0], [1, 0]])
+    judged = judge_map(segmentation(truth, found), 5, 255)
+    assert judged == dict(score=.5, errors=1, objects=2, counts=[[0, 0, 1], [1, 0, 1], [1, 1, 1]])
 
 
 def test_only_the_best_and_the_worst_keep_their_predictions():

@@ -1,12 +1,11 @@
 """The soak sees what it watches for. The soak itself takes an hour: see docs/data-checks.md."""
-import importlib.util
 import mmap
 import os
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import load_tool
 from PIL import Image
 
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='needs /proc of Linux')
@@ -14,10 +13,7 @@ pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), r
 
 @pytest.fixture(scope='module')
 def soak():
-    spec = importlib.util.spec_from_file_location('soak', ROOT / 'tools/soak.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('soak')
 
 
 def test_handles_memory_and_shared_memory_are_seen(soak, tmp_path):

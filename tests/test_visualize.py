@@ -1,5 +1,4 @@
 """What is drawn is what the model computes: gates, context, gradients, and the figure around them."""
-import importlib.util
 import sys
 
 import cv2
@@ -7,7 +6,7 @@ import matplotlib.image
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from reference import fill, image
 from torch import nn
 from torch.testing import assert_close
@@ -241,9 +240,7 @@ def test_hooks_go_when_the_model_fails():
 def tool(monkeypatch, tmp_path):
     """Runs tools/visualize.py in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location('visualize', ROOT / 'tools/visualize.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool('visualize')
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['visualize.py', *map(str, args)])

@@ -1,11 +1,10 @@
 """Trains variants of a model over several seeds, and holds their metrics and costs against each other.
 
-What is finished is not trained again and what was interrupted goes on; a changed config starts its runs afresh. A table
-(results.md, results.csv) and a picture (results.png) stay in the work directory.
+What is finished is not trained again and what was interrupted goes on; the runs of a changed config need another
+work directory. A table (results.md, results.csv) and a picture (results.png) stay in the work directory.
 """
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -69,15 +68,14 @@ def label(backbone):
 
 
 def prepare(config, cfg, work_dir):
-    """Writes the config of a variant with its options; runs of another one of that name are removed."""
+    """Writes the config of a variant with its options, unless its folder holds something else."""
     folder = work_dir / Path(config).stem
     file = folder / 'variant.py'
     if file.is_file() and file.read_text() == cfg.pretty_text:
         return file
-    if folder.exists():
-        print(f'{folder} holds runs of another config: they start afresh')
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f'{folder} holds runs of another config: take another --work-dir, or delete it.')
+    folder.mkdir(parents=True, exist_ok=True)
     file.write_text(cfg.pretty_text)
     return file
 

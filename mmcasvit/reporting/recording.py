@@ -109,11 +109,11 @@ def judge_map(sample: dict[str, Any], classes: int, ignore_index: int) -> dict[s
         ignore_index: of pixels without a class.
 
     Returns:
-        None for an image without a pixel of a class.
+        None for an image without a pixel of a class. Values that are no class are left out like ``ignore_index``.
     """
     truth = sample['gt_sem_seg']['data'].squeeze(0).cpu().numpy().astype(int)
     found = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy().astype(int)
-    valid = truth != ignore_index
+    valid = (truth != ignore_index) & (truth >= 0) & (truth < classes)
     truth, found = truth[valid], found[valid]
     if not len(truth):
         return None
@@ -269,7 +269,7 @@ class ReportHook(Hook):
     def _watch(self, loop: BaseLoop) -> None:
         evaluator = loop.evaluator
         meta = getattr(evaluator, 'dataset_meta', None)
-        if id(evaluator) in self._collectors or not meta or 'classes' not in meta:
+        if id(evaluator) in self._collectors or not meta or not meta.get('classes'):
             return
         for metric in evaluator.metrics:
             if any(kind.__name__ == 'CocoMetric' for kind in type(metric).mro()):
