@@ -463,6 +463,8 @@ def test_the_load_test_counts_answers_batches_and_errors(segmentor, monkeypatch)
     assert worse.row() == dict(clients=1, answers=0, errors='3 x 415')
     with pytest.raises(UsageError, match='no answer from http://127'):
         asyncio.run(measure_server('http://127.0.0.1:9', [('a.png', b'')], [1], 1, timeout=5))
+    with pytest.raises(UsageError, match='is no address'):
+        asyncio.run(measure_server('http://[::1', [('a.png', b'')], [1], 1, timeout=5))
 
 
 @pytest.mark.slow

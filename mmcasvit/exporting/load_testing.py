@@ -83,7 +83,7 @@ async def send_load(client, images: Sequence[tuple[str, bytes]], concurrency: in
 
 
 async def measure_server(url: str, images: Sequence[tuple[str, bytes]], concurrencies: Sequence[int], requests: int,
-                    timeout: float) -> list[Load]:
+                         timeout: float) -> list[Load]:
     """Tests a server with one number of clients after the other, each after a few requests that do not count.
 
     Raises:
@@ -92,13 +92,18 @@ async def measure_server(url: str, images: Sequence[tuple[str, bytes]], concurre
     check_client()
     import httpx
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits) as client:
+    try:
+        client = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits)
+    except httpx.InvalidURL as error:
+        raise UsageError(f'{url!r} is no address: {error}. Give one such as http://127.0.0.1:8000.') from error
+    async with client:
         try:
             first = await client.post('/predict', files=dict(image=images[0]))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.HTTPError as error:
             raise UsageError(f'no answer from {url}: {error}. Start tools/serve.py, or give its address.') from error
-        if first.status_code != 200:
-            raise UsageError(f'{url} answered {images[0][0]} with {first.status_code}: {first.text[:500]}')
+        if first.status_code != 200 or 'X-Batch-Size' not in first.headers:
+            raise UsageError(f'{url} is no tools/serve.py or does not take {images[0][0]}: it answered with '
+                             f'{first.status_code}: {first.text[:500]}')
         loads = []
         for concurrency in concurrencies:
             await send_load(client, images, concurrency, 2 * concurrency)
