@@ -61,6 +61,7 @@ setup(
         # Quantises what is exported for OpenVINO.
         'quantization': [*EXPORT, 'nncf>=3.4'],
         'coreml': ['coremltools>=9'],
+        'executorch': ['executorch>=1.5'],
         # httpx is for tools/load_test.py.
         'serve': [*EXPORT, 'fastapi', 'uvicorn', 'python-multipart', 'httpx'],
         # Earlier releases refuse Pillow 13. pyarrow 26 wants NumPy 2, and OpenMMLab's own packages NumPy 1.

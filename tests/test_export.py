@@ -80,7 +80,7 @@ def check(model, path, sizes, tolerance=1e-4):
     return difference.by_output
 
 
-@pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2'))
+@pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2', 'executorch'))
 def test_a_backbone_agrees_in_every_format(name, tmp_path):
     path = export(tiny('semantic_fpn'), tmp_path / f'model{FORMATS[name].suffix}', size=ODD)
     found = check(tiny('semantic_fpn'), path, [ODD])
@@ -98,6 +98,13 @@ def test_a_segmentor_takes_any_size_and_batch(name, tmp_path):
     with torch.no_grad():
         wanted = model.encode_decode(images, [dict(img_shape=ODD)])
     torch.testing.assert_close(load_exported(path)(images)['logits'], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not has('executorch'), reason='executorch is not installed')
+@pytest.mark.parametrize('pixels', [None, 'rgb'])
+def test_a_segmentor_in_executorch_takes_images_or_pixels(pixels, tmp_path):
+    path = export(tiny('semantic_fpn'), tmp_path / 'model.pte', what='segmentor', pixels=pixels)
+    assert list(check(tiny('semantic_fpn'), path, [(64, 96)])) == ['logits']
 
 
 @pytest.mark.parametrize('twin, outputs', [

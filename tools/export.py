@@ -44,8 +44,8 @@ def parse_args():
     parser.add_argument('--resize', action='store_true',
                         help='with --preprocess: pixels of any size are stretched to --size within the graph')
     parser.add_argument('--form', choices=['deploy', 'plain'],
-                        help='the deploy form, or the model as built (default: plain for openvino, which folds norms '
-                             'itself and is faster so, else deploy)')
+                        help='the deploy form, or the model as built (default: plain for openvino and executorch, '
+                             'which fold norms themselves, else deploy)')
     parser.add_argument('--images', type=Path, metavar='IMAGE_OR_FOLDER',
                         help='pictures to compare on, read by the test pipeline of the config (default: made-up ones)')
     parser.add_argument('--count', type=int, default=8, help='how many pictures at most (default: 8)')

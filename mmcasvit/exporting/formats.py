@@ -142,6 +142,38 @@ def run_pt2(path: Path, threads: int) -> tuple[Signature, Run]:
     return Signature.from_json(extra[KEY], path), _in_pytorch(module, threads)
 
 
+# Programs that are loaded crash when the pool changes.
+_executorch_threads: dict[str, int] = {}
+
+
+def write_executorch(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
+    """A program whose layers run in XNNPACK where it knows them, and in ExecuTorch's portable operators elsewhere."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    with _quiet():
+        program = to_edge_transform_and_lower(
+            _program(graph, example, signature), partitioner=[XnnpackPartitioner()],
+            constant_methods={KEY: signature.to_json()})
+        path.write_bytes(program.to_executorch().buffer)
+
+
+def run_executorch(path: Path, threads: int) -> tuple[Signature, Run]:
+    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count, _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+    if _executorch_threads.setdefault('all', threads) != threads:
+        raise UsageError(f'ExecuTorch has one pool of threads for all files of a process, here of '
+                         f'{_executorch_threads["all"]}; {path} was to have {threads}.')
+    if _threadpool_get_thread_count() != threads:
+        _unsafe_reset_threadpool(threads)
+    program = Runtime.get().load_program(path)
+    text = program.load_method(KEY).execute([])[0] if KEY in program.method_names else None
+    method = program.load_method('forward')
+
+    def run(x):
+        return [out.clone() for out in method.execute([x.contiguous()])]  # the next call overwrites them
+    return Signature.from_json(text, path), run
+
+
 def _in_pytorch(module: nn.Module, threads: int) -> Run:
     from ..benchmarking.measuring import use_threads
 
@@ -215,7 +247,7 @@ class Format:
         what: what of a model it can hold.
         dynamic: whether batch and size can be left open.
         here: whether this machine can run it.
-        folds: its runtime folds norms itself, and is faster on the model as built than on the deploy form.
+        folds: it takes the model as built, whose norms it folds itself, better than the deploy form.
     """
     suffix: str
     write: Callable[[nn.Module, Tensor, Signature, Path], None]
@@ -242,6 +274,8 @@ FORMATS: dict[str, Format] = dict(
                     precisions=('fp32', 'fp16', 'bf16', 'int8'), folds=True),
     torchscript=Format('.pt', write_torchscript, run_torchscript),
     pt2=Format('.pt2', write_pt2, run_pt2),
+    executorch=Format('.pte', write_executorch, run_executorch, ('executorch', ), 'executorch', ('fp32', ),
+                      ('backbone', 'segmentor'), dynamic=False, folds=True),
     coreml=Format('.mlpackage', write_coreml, run_coreml, ('coremltools', ), 'coreml', ('fp32', 'fp16'),
                   ('backbone', 'segmentor'), dynamic=False, here=_on_a_mac),
 )
