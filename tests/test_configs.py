@@ -55,6 +55,14 @@ def random_batch(cfg, size):
     return dict(inputs=images, data_samples=samples)
 
 
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('detection/')])
+def test_augmented_images_have_the_size_of_the_others(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    [resize], plain = cfg.tta_pipeline[1].transforms[0], cfg.test_dataloader.dataset.pipeline[1]
+    assert (resize.type, resize.get('scale'), resize.get('scale_factor')) == (
+        plain.type, plain.get('scale'), plain.get('scale_factor'))
+
+
 # An AMP variant differs in the optimizer alone: its model is that of the config it inherits.
 @pytest.mark.parametrize('name', [name for name in CONFIGS if 'amp-' not in name])
 def test_a_config_builds_learns_and_predicts(name):

@@ -19,6 +19,7 @@ data_root = _base_.shapes_root
 train_dataloader = _base_.shapes.train_dataloader
 val_dataloader = _base_.shapes.val_dataloader
 test_dataloader = val_dataloader
+tta_pipeline = _base_.shapes.tta_pipeline
 val_evaluator = _base_.shapes.val_evaluator
 test_evaluator = val_evaluator
 optim_wrapper = _base_.shapes.optim_wrapper

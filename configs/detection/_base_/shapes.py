@@ -13,11 +13,22 @@ shapes_train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
+shapes_resize = dict(type='Resize', scale_factor=1.0)  # notes the scale that the evaluation asks for
 shapes_test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale_factor=1.0),  # notes the scale that the evaluation asks for
+    shapes_resize,
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+shapes_tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='TestTimeAug', transforms=[
+        [shapes_resize],
+        [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
+        [dict(type='LoadAnnotations', with_bbox=True)],
+        [dict(type='PackDetInputs', meta_keys=(
+            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'))],
+    ]),
 ]
 shapes_val_dataset = dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_test_pipeline)
 shapes_epochs = 6
@@ -26,6 +37,7 @@ shapes = dict(
         batch_size=4,
         dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_train_pipeline)),
     val_dataloader=dict(batch_size=8, dataset=shapes_val_dataset),
+    tta_pipeline=shapes_tta_pipeline,
     val_evaluator=dict(ann_file=shapes_root + 'annotations/instances_val2017.json'),
     optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
     param_scheduler=[
