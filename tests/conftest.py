@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import logging
 import os
@@ -25,6 +26,7 @@ def write_tiny_config(path, base, channels=(8, 12, 16, 24)):
     return path
 
 
+@functools.cache  # what a script registers can be registered once
 def load_tool(name):
     """A script of ``tools/`` as a module: to run it in this process spares the seconds that the imports take."""
     spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / f'tools/{name}.py')

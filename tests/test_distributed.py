@@ -44,18 +44,21 @@ class KeepCurves(Hook):
 
 @HOOKS.register_module()
 class Fail(Hook):
-    """Has the second process end in its second iteration, and notes when."""
+    """Has the first process end in its second iteration, and notes when.
+
+    If both have ended when torchrun looks, it takes the first one for the cause.
+    """
 
     def __init__(self, how):
         self.how = how
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.rank == 1 and runner.iter == 1:
+        if runner.rank == 0 and runner.iter == 1:
             with open(f'{runner.work_dir}/ended', 'w') as file:
                 file.write(str(time.time()))
             if self.how == 'killed':
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError('the second process has had enough')
+            raise RuntimeError('the first process has had enough')
 
 
 def _train_with_others(cfg):
@@ -223,8 +226,8 @@ def test_a_process_that_ends_stops_the_others_in_seconds_with_its_own_error(segm
         torchrun(cfg)
     # torchrun itself would lose its patience after 30 seconds.
     assert time.time() - float((tmp_path / 'ended').read_text()) < 20
-    assert 1 in caught.value.failures
-    assert ('the second process has had enough' if how == 'raises' else 'Signal 9 (SIGKILL)') in str(caught.value)
+    assert 0 in caught.value.failures
+    assert ('the first process has had enough' if how == 'raises' else 'Signal 9 (SIGKILL)') in str(caught.value)
 
 
 @pytest.mark.parametrize('name', [
