@@ -43,7 +43,7 @@ setup(
     python_requires='>=3.10',
     # The OpenMMLab packages come in two families with the same import names (onedl-* and OpenMMLab's own), of which
     # only one can be installed: see requirements/. Naming either here would pull it in over the other.
-    install_requires=['torch>=2.6', 'numpy'],
+    install_requires=['torch>=2.7', 'numpy'],
     extras_require={
         'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
                   'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'],

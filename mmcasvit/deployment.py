@@ -71,12 +71,6 @@ def side_by_side(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
     return conv_like(first, torch.cat([first.weight, second.weight]), bias, groups=first.groups + second.groups)
 
 
-def ungrouped(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution without groups, with zeros for what it does not read: faster where it has few outputs."""
-    weight = torch.block_diag(*conv.weight.flatten(1).chunk(conv.groups))[:, :, None, None]
-    return conv_like(conv, weight, conv.bias, groups=1)
-
-
 def without_bias(conv: nn.Conv2d) -> nn.Conv2d:
     """The convolution without its bias."""
     return conv_like(conv, conv.weight, None)
@@ -131,9 +125,51 @@ def _is_eager_on_cpu(x: Tensor) -> bool:
             and not torch.is_autocast_enabled('cpu'))
 
 
+def _is_compiled_for_cpu(x: Tensor) -> bool:
+    """Whether ``torch.compile`` traces for a CPU, where it pays to give it what it can fuse."""
+    return (x.device.type == 'cpu' and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+            and not torch.is_autocast_enabled('cpu'))
+
+
 def _pixels(x: Tensor) -> Tensor:
     """A map ``(N, C, H, W)`` in channels_last format, seen as ``(N * H * W, C)``."""
     return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def _multiply_into(total: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Adds the product for ``(M, C_in)`` to ``(M, C_out)``, which takes no longer than the product alone."""
+    total.addmm_(pixels, weight.t())
+    if bias is not None:
+        total.add_(bias)
+
+
+def _add_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None,
+             approximate: str) -> None:
+    """Adds to a map in channels_last format what two 1x1 convolutions with GELU between them make of it.
+
+    Done for some pixels after the other, so that what lies between the convolutions stays in the caches.
+    """
+    weight1, weight2 = weight1.flatten(1), weight2.flatten(1)
+    for pixels in _pixels(x).split(PIXELS_PER_THREAD * torch.get_num_threads()):
+        if x.dtype == torch.float32 and _fuses_gelu():
+            expanded = torch.ops.mkldnn._linear_pointwise(pixels, weight1, bias1, 'gelu', [], approximate)
+        else:
+            expanded = torch.ops.aten.gelu_(F.linear(pixels, weight1, bias1), approximate=approximate)
+        _multiply_into(pixels, expanded, weight2, bias2)
+
+
+@torch.library.custom_op('mmcasvit::with_mlp', mutates_args=())
+def _with_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None,
+              approximate: str) -> Tensor:
+    """The same as one operator to the compiler, which by itself would write and read the expanded map as a whole."""
+    x = x.clone(memory_format=torch.channels_last)
+    _add_mlp(x, weight1, bias1, weight2, bias2, approximate)
+    return x
+
+
+@_with_mlp.register_fake
+def _(x, weight1, bias1, weight2, bias2, approximate):
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 class Pointwise(nn.Conv2d):
@@ -148,25 +184,31 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if _is_eager_on_cpu(x):
-            return self.multiply(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         return super().forward(x)
 
-    def multiply(self, pixels: Tensor) -> Tensor:
-        """The product for ``(..., C_in)``."""
-        return F.linear(pixels, self.weight.flatten(1), self.bias)
 
-    def multiply_and_gelu(self, pixels: Tensor, gelu: nn.GELU) -> Tensor:
-        """GELU of the product for ``(..., C_in)``: oneDNN does both in one pass, as under ``torch.compile``."""
-        if pixels.dtype == torch.float32 and _fuses_gelu():
-            return torch.ops.mkldnn._linear_pointwise(
-                pixels, self.weight.flatten(1), self.bias, 'gelu', [], gelu.approximate)
-        return gelu(self.multiply(pixels))
+class SpatialGates(nn.Module):
+    """The spatial gates of query and key, done as one.
 
-    def multiply_into(self, total: Tensor, pixels: Tensor) -> None:
-        """Adds the product for ``(M, C_in)`` to ``(M, C_out)``, which takes no longer than the product alone."""
-        total.addmm_(pixels, self.weight.flatten(1).t())
-        if self.bias is not None:
-            total.add_(self.bias)
+    Shape: ``(N, 2C, H, W)`` to two of ``(N, 1, H, W)``, between zero and one.
+    """
+
+    def __init__(self, query: nn.Sequential, key: nn.Sequential):
+        super().__init__()
+        self.depthwise = side_by_side(*(fuse_conv_bn_eval(gate[0], gate[1]) for gate in (query, key)))
+        # Without groups, with zeros for what an output does not read: faster, since there are two outputs alone.
+        proj = side_by_side(query[3], key[3])
+        self.proj = Pointwise.of(conv_like(
+            proj, torch.block_diag(*proj.weight.flatten(1))[:, :, None, None], proj.bias, groups=1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.depthwise(x).relu_()
+        if not _is_compiled_for_cpu(x):
+            return self.proj(x).sigmoid().chunk(2, 1)
+        # A compiler makes one loop of this, and of what comes before and after.
+        maps, (query, key) = x.chunk(2, 1), self.proj.weight.chunk(2, 1)
+        return tuple((map * weight).sum(1, keepdim=True).sigmoid() for map, weight in zip(maps, (query[:1], key[1:])))
 
 
 class DeployedBlock(nn.Module):
@@ -198,9 +240,7 @@ class DeployedBlock(nn.Module):
         self.value = Pointwise.of(output_channels(qkv, 2 * channels, 3 * channels))
         (spatial_q, channel_q), (spatial_k, channel_k) = ((oper[0].block, oper[1].block)
                                                           for oper in (mixer.oper_q, mixer.oper_k))
-        self.spatial_gate = nn.Sequential(
-            side_by_side(*(fuse_conv_bn_eval(gate[0], gate[1]) for gate in (spatial_q, spatial_k))),
-            nn.ReLU(inplace=True), Pointwise.of(ungrouped(side_by_side(spatial_q[3], spatial_k[3]))), nn.Sigmoid())
+        self.spatial_gates = SpatialGates(spatial_q, spatial_k)
         self.channel_gate = nn.Sequential(side_by_side(channel_q[1], channel_k[1]), nn.Sigmoid())
         self.dwc = mixer.dwc
         self.proj = without_bias(mixer.proj)
@@ -208,15 +248,19 @@ class DeployedBlock(nn.Module):
 
         self.fc1 = Pointwise.of(fold_offset(carried, fold_affine(*affine_of(block.norm2), block.mlp.fc1)))
         self.act = in_place(block.mlp.act)
+        self.has_gelu = isinstance(self.act, nn.GELU)
         fc2 = block.mlp.fc2
         self.fc2 = Pointwise.of(conv_like(fc2, fc2.weight, None if carry_on else carried + fc2.bias))
 
     def mix(self, x: Tensor) -> Tensor:
         """The convolutional additive token mixer without its last bias: ``(N, C, H, W)`` to ``(N, C, H, W)``."""
         query_key = self.query_key(x)
-        spatial = self.spatial_gate(query_key)  # (N, 2, H, W)
+        query_gate, key_gate = self.spatial_gates(query_key)
         query, key = query_key.chunk(2, 1)  # mobile processors know no more than four dimensions
-        query, key = query.mul_(spatial[:, :1]), key.mul_(spatial[:, 1:])
+        if _is_eager_on_cpu(x):
+            query, key = query.mul_(query_gate), key.mul_(key_gate)
+        else:  # written over its part of a map, each would be written twice
+            query, key = query * query_gate, key * key_gate
         means = torch.cat((query.mean((2, 3), keepdim=True), key.mean((2, 3), keepdim=True)), 1)  # (N, 2C, 1, 1)
         query_gate, key_gate = self.channel_gate(means).chunk(2, 1)
         added = torch.addcmul(query * query_gate, key, key_gate)
@@ -227,18 +271,23 @@ class DeployedBlock(nn.Module):
             return self.overwrite(x)
         x = x + self.local_proj(self.local(x))
         x = x + self.mix(x)
+        if _is_compiled_for_cpu(x) and self.has_gelu and x.shape[0] * x.shape[2] * x.shape[3] > 2 * PIXELS_PER_THREAD:
+            return _with_mlp(x, *self.mlp_parameters())
         return x + self.fc2(self.act(self.fc1(x)))
 
     def overwrite(self, x: Tensor) -> Tensor:
         """The same, written over ``x``, which must be in channels_last format."""
-        pixels = _pixels(x)
-        self.local_proj.multiply_into(pixels, _pixels(self.local(x).contiguous(memory_format=torch.channels_last)))
+        local = self.local(x).contiguous(memory_format=torch.channels_last)
+        _multiply_into(_pixels(x), _pixels(local), self.local_proj.weight.flatten(1), self.local_proj.bias)
         x.add_(self.mix(x))
-        for some in pixels.split(PIXELS_PER_THREAD * torch.get_num_threads()):
-            expanded = (self.fc1.multiply_and_gelu(some, self.act) if isinstance(self.act, nn.GELU)
-                        else self.act(self.fc1.multiply(some)))
-            self.fc2.multiply_into(some, expanded)
+        if self.has_gelu:
+            _add_mlp(x, *self.mlp_parameters())
+        else:
+            x.add_(self.fc2(self.act(self.fc1(x))))
         return x
+
+    def mlp_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, str]:
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.act.approximate
 
 
 class DeployedStage(nn.Sequential):
@@ -273,6 +322,17 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)
+
+
+class _AroundTrace(nn.Module):
+    """What ``torch.jit.script`` gets: a trace itself it would not take."""
+
+    def __init__(self, trace: torch.jit.ScriptModule):
+        super().__init__()
+        self.trace = trace
+
+    def forward(self, x):
+        return self.trace(x)
 
 
 def _is_whole(mixer: nn.Module) -> bool:
@@ -357,6 +417,11 @@ class DeployedCASViT(nn.Module):
             raise RuntimeError('The deploy form is for inference: its norms are folded away and its weights are fixed. '
                                'Train the model that it was made from, and deploy that again.')
         return super().train(mode)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        # What the forward pass chooses by hand, no script can hold. Its trace has no branch, and takes any size.
+        weight = next(self.parameters())
+        return _AroundTrace(torch.jit.trace(self, weight.new_zeros(1, weight.shape[1], 64, 64)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = []
