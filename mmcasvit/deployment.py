@@ -480,8 +480,9 @@ def deploy(model: nn.Module) -> nn.Module:
     and mmcv's operators get contiguous maps (see :class:`mmcasvit.ChannelsLastHook`).
 
     On a CPU and without a compiler around it, the backbone multiplies matrices and writes results over maps that nobody
-    needs any more; under ``torch.compile``, ``torch.jit.trace``, ``torch.export`` and autocast it is made of plain
-    convolutions. Fold in full precision and convert afterwards: ``deploy(model).bfloat16()``.
+    needs any more; under ``torch.jit.trace``, ``torch.export`` and autocast it is made of plain convolutions, under
+    ``torch.compile`` of these and an operator of its own. ``torch.jit.script`` gets a trace. Fold in full precision and
+    convert afterwards: ``deploy(model).bfloat16()``.
 
     Args:
         model: a :class:`mmcasvit.CASViT`, or a model with one inside: a detector, a segmentor, a classifier. It is left
