@@ -160,38 +160,43 @@ def test_argmax_inside_gives_the_same_classes(tmp_path):
     assert found.dtype == torch.int64
 
 
+needs_int8 = pytest.mark.skipif(
+    not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+
+
+def export_int8(model, what, path):
+    """Quantises a tiny model on made-up pictures."""
+    signature = Signature('openvino', what, (64, 96), precision='int8')
+    export_quantised(model, signature, path, [checking.feed(picture, model.data_preprocessor, signature)
+                                              for picture in checking.drawn_pictures(2, (64, 96))])
+    return path
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+@needs_int8
 def test_int8_is_smaller_and_not_far_off(tmp_path):
     model = tiny('semantic_fpn')
-    signature = Signature('openvino', 'backbone', (64, 96), precision='int8')
-    images = [checking.feed(picture, model.data_preprocessor, signature)
-              for picture in checking.drawn_pictures(2, (64, 96))]
-    export_quantised(model, signature, tmp_path / 'model.xml', images)
-    found = check(model, tmp_path / 'model.xml', [(64, 96)], checking.TOLERANCES['int8'])
+    path = export_int8(model, 'backbone', tmp_path / 'model.xml')
+    found = check(model, path, [(64, 96)], checking.TOLERANCES['int8'])
     assert max(found.values()) > 1e-3  # it was really computed in less
-    assert load_exported(tmp_path / 'model.xml').signature.precision == 'int8'
+    assert load_exported(path).signature.precision == 'int8'
     weights = sum(parameter.nbytes for parameter in model.backbone.parameters())
-    assert (tmp_path / 'model.bin').stat().st_size < .6 * weights
+    assert path.with_suffix('.bin').stat().st_size < .6 * weights
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+@needs_int8
 def test_int8_rounds_layers_of_a_second_stage_and_nothing_else_behind_the_selection(tmp_path):
     import openvino
-    model = tiny('mask_rcnn')
-    signature = Signature('openvino', 'detector', (64, 96), precision='int8')
-    images = [checking.feed(picture, model.data_preprocessor, signature)
-              for picture in checking.drawn_pictures(2, (64, 96))]
-    export_quantised(model, signature, tmp_path / 'model.xml', images)
+    path = export_int8(tiny('mask_rcnn'), 'detector', tmp_path / 'model.xml')
     fed = {target.get_node().get_type_name()
-           for node in openvino.Core().read_model(tmp_path / 'model.xml').get_ordered_ops()
+           for node in openvino.Core().read_model(path).get_ordered_ops()
            if node.get_type_name() == 'FakeQuantize' for target in node.output(0).get_target_inputs()}
     assert {'Convolution', 'MatMul', 'ConvolutionBackpropData'} <= fed
     assert not fed & {'Sqrt', 'Gather', 'ScatterNDUpdate', 'Subtract', 'ROIAlign', 'TopK'}
 
 
-@pytest.mark.skipif(not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+@needs_int8
 def test_int8_refuses_activations_that_explode(tmp_path):
     import openvino
     from openvino import opset13
