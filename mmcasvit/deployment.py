@@ -198,9 +198,8 @@ class SpatialGates(nn.Module):
         super().__init__()
         self.depthwise = side_by_side(*(fuse_conv_bn_eval(gate[0], gate[1]) for gate in (query, key)))
         # Without groups, with zeros for what an output does not read: faster, since there are two outputs alone.
-        proj = side_by_side(query[3], key[3])
-        self.proj = Pointwise.of(conv_like(
-            proj, torch.block_diag(*proj.weight.flatten(1))[:, :, None, None], proj.bias, groups=1))
+        weight = torch.block_diag(query[3].weight.flatten(1), key[3].weight.flatten(1))[:, :, None, None]
+        self.proj = conv_like(query[3], weight, None, kind=Pointwise)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.depthwise(x).relu_()
