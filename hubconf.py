@@ -13,7 +13,7 @@ def _refuse_pretrained(arguments):
 
 def _classifier(arch, checkpoint, arguments):
     _refuse_pretrained(arguments)
-    from mmcasvit.classifier import CASViTClassifier
+    from mmcasvit.models.classifier import CASViTClassifier
     model = CASViTClassifier(arch, **arguments)
     if checkpoint is not None:
         model.load_pretrained(checkpoint, new_heads='num_classes' in arguments)

@@ -1,15 +1,20 @@
 """CAS-ViT (arXiv 2408.03703) as a backbone for OpenMMLab."""
-from .casvit import CASViT
-from .checkpointing import CheckpointHook
-from .deployment import DeployHook, deploy
-from .hooks import ChannelsLastHook, CheckWeightsHook, CompileHook
-from .loading import watch_models
-from .model_zoo import config_path, get_config, get_model, list_configs
-from .plug import PlugError, plug
-from .resuming import ResumableEpochLoop, ResumableIterLoop
-from .stopping import RunStopped, StopOnInvalidLossHook
-from .version import __version__
-from .weights import WeightsError, extend_mmengine_loader, load_pretrained
+from mmcasvit.apis.config import config_path, get_config, list_configs
+from mmcasvit.apis.model import get_model
+from mmcasvit.engine.hooks.check_weights import CheckWeightsHook
+from mmcasvit.engine.hooks.checkpoint import CheckpointHook
+from mmcasvit.engine.hooks.deploy import DeployHook
+from mmcasvit.engine.hooks.invalid_loss import StopOnInvalidLossHook
+from mmcasvit.engine.hooks.speed import ChannelsLastHook, CompileHook
+from mmcasvit.engine.loops import ResumableEpochLoop, ResumableIterLoop
+from mmcasvit.models.casvit import CASViT
+from mmcasvit.models.deploy import deploy
+from mmcasvit.models.load_checks import watch_models
+from mmcasvit.plugin.core import plug
+from mmcasvit.utils.errors import PlugError, RunStopped, WeightsError
+from mmcasvit.version import __version__
+from mmcasvit.weights.checkpoint import extend_mmengine_loader
+from mmcasvit.weights.pretrained import load_pretrained
 
 # What importing this package changes outside of it; docs/weights.md says why.
 extend_mmengine_loader()

@@ -1,8 +1,8 @@
 """Lists the configs of mmcasvit, or says where one lies."""
 import argparse
 
-from .model_zoo import config_path, list_configs, root
-from .tooling import exits_cleanly
+from mmcasvit.apis.config import config_path, list_configs, root
+from mmcasvit.cli import exits_cleanly
 
 
 @exits_cleanly

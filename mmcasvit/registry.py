@@ -12,13 +12,18 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.casvit'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.models.casvit'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit',
-                 locations=['mmcasvit.hooks', 'mmcasvit.datasets', 'mmcasvit.reporting.recording'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit')
-DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit')
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit', locations=['mmcasvit.datasets'])
-LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.resuming'])
-STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit', locations=['mmcasvit.distributed'])
+                 locations=['mmcasvit.engine.hooks', 'mmcasvit.export.hook', 'mmcasvit.report.hook'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded'])
+DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit',
+                         locations=['mmcasvit.datasets.seeded'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit',
+                      locations=['mmcasvit.datasets.unreadable', 'mmcasvit.datasets.folders',
+                                 'mmcasvit.export.evaluation'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.engine.loops'])
+STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit',
+                      locations=['mmcasvit.engine.distributed'])
 # What CASViT takes as token_mixer; no registry of another library has these.
-TOKEN_MIXERS = Registry('token mixer', scope='mmcasvit', locations=['mmcasvit.casvit', 'mmcasvit.token_mixers'])
+TOKEN_MIXERS = Registry('token mixer', scope='mmcasvit',
+                        locations=['mmcasvit.models.casvit', 'mmcasvit.models.token_mixers'])

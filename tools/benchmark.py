@@ -19,12 +19,21 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
-from mmcasvit.benchmarking import comparing, losses, measuring, operators, reporting, stepping
-from mmcasvit.benchmarking.forms import FORMS
-from mmcasvit.benchmarking.models import CASVITS, PEERS, NotApplicable
-from mmcasvit.benchmarking.published import PUBLISHED
-from mmcasvit.benchmarking.variants import count_variant, prepare
-from mmcasvit.tooling import UsageError, build_runner, check_data, exits_cleanly, load_config
+from mmcasvit.apis.config import load_config
+from mmcasvit.apis.preflight import check_data
+from mmcasvit.apis.runner import build_runner
+from mmcasvit.benchmark import comparison as comparing
+from mmcasvit.benchmark import losses
+from mmcasvit.benchmark import operator_times as operators
+from mmcasvit.benchmark import plots as reporting
+from mmcasvit.benchmark import steps as stepping
+from mmcasvit.benchmark.forms import FORMS
+from mmcasvit.benchmark.models import CASVITS, PEERS
+from mmcasvit.benchmark.published import PUBLISHED
+from mmcasvit.benchmark.variants import count_variant, prepare
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.utils import timing as measuring
+from mmcasvit.utils.errors import NotApplicable, UsageError
 
 SCALING_SIDES = [256, 384, 512, 768, 1024, 1280, 1536]
 

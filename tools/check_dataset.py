@@ -11,19 +11,15 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from mmcasvit.dataset_checks import (
-    KINDS,
-    as_json,
-    check_annotations,
-    check_files,
-    check_overlap,
-    cleaned_coco,
-    cleaned_names,
-    draw_sheet,
-    fixed_path,
-    load_splits,
-)
-from mmcasvit.tooling import UsageError, exits_cleanly, load_config
+from mmcasvit.apis.config import load_config
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.datasets.checks.annotations import check_annotations
+from mmcasvit.datasets.checks.cleaning import cleaned_coco, cleaned_names, fixed_path
+from mmcasvit.datasets.checks.files import check_files, check_overlap
+from mmcasvit.datasets.checks.listing import load_splits
+from mmcasvit.datasets.checks.problems import KINDS, as_json
+from mmcasvit.datasets.checks.sheet import draw_sheet
+from mmcasvit.utils.errors import UsageError
 
 SHEET_SUFFIXES = ('.png', '.jpg', '.jpeg')
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from mmengine.registry import MODELS, init_default_scope
 
-from mmcasvit.conversion import convert, convert_back
-from mmcasvit.tooling import UsageError, add_trust_argument, exits_cleanly, load_config
-from mmcasvit.weights import WeightsError, read_checkpoint, shorten, write_checkpoint
+from mmcasvit.apis.config import load_config
+from mmcasvit.apis.convert import convert, convert_back
+from mmcasvit.cli import add_trust_argument, exits_cleanly
+from mmcasvit.utils.errors import UsageError, WeightsError
+from mmcasvit.utils.text import shorten
+from mmcasvit.weights.checkpoint import read_checkpoint, write_checkpoint
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -59,13 +62,13 @@ def expected_weights(config):
 
 def describe(conversion, args):
     """What matched, in lines."""
-    report = conversion.report
-    total = report.matched + len(report.fatal)
-    yield f'{args.source}' + (f' (under {conversion.container!r})' if conversion.container else '')
-    yield f'  {report.found}: {report.matched} of {total} tensors of {args.config or "the classifier"} match'
-    if conversion.unused and not report.fatal:
+    found = conversion.fit
+    yield f'{args.source}' + (f' (under {found.container!r})' if found.container else '')
+    yield (f'  {found.found}: {found.matched} of {found.matched + len(found.fatal)} tensors of '
+           f'{args.config or "the classifier"} match')
+    if found.leftover and not found.fatal:
         fate = 'lost in a .safetensors file' if args.target and args.target.suffix == '.safetensors' else 'kept aside'
-        yield f'  no place in the model, {fate}: {shorten(conversion.unused)}'
+        yield f'  no place in the model, {fate}: {shorten(found.leftover)}'
     if conversion.supplied:
         yield f'  not in the file, supplied without effect on the outputs: {shorten(conversion.supplied)}'
 
@@ -78,9 +81,8 @@ def main():
     expected = expected_weights(args.config) if args.config else None
     conversion = convert_back(content, expected) if args.reverse else convert(content, expected, ema=args.ema)
     print('\n'.join(describe(conversion, args)))
-    report = conversion.report
-    if report.fatal:
-        raise WeightsError(f'the weights do not fit; nothing was written.\n{report}\n  {report.advice}')
+    if conversion.fit.fatal:
+        raise WeightsError(f'the weights do not fit; nothing was written.\n{conversion.fit}\n  {conversion.fit.advice}')
     if args.target:
         write_checkpoint(conversion.content, args.target)
         print(f'  written: {args.target}')

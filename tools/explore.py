@@ -15,8 +15,12 @@ from pathlib import Path
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
-from mmcasvit.benchmarking.measuring import machine
-from mmcasvit.exploring import (
+from mmcasvit.apis.config import list_configs
+from mmcasvit.cli import exits_cleanly, wrong_input
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import IMAGE_SUFFIXES
+from mmcasvit.utils.timing import machine
+from mmcasvit.visualization.explore import (
     SHOWN,
     check_choice,
     draw_over,
@@ -30,8 +34,6 @@ from mmcasvit.exploring import (
     read_upload,
     seen,
 )
-from mmcasvit.model_zoo import list_configs
-from mmcasvit.tooling import IMAGE_SUFFIXES, UsageError, exits_cleanly, wrong_input
 
 try:
     import streamlit as st

@@ -10,17 +10,21 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
-from mmcasvit.benchmarking.measuring import Timer, interleave
-from mmcasvit.benchmarking.reporting import markdown
-from mmcasvit.exporting import checking
-from mmcasvit.exporting.coreml import operators_of, outside_neural_engine
-from mmcasvit.exporting.evaluating import load_pictures
-from mmcasvit.exporting.formats import FORMATS, check_format, export, load_exported, size_of
-from mmcasvit.exporting.graphs import kind_of
-from mmcasvit.exporting.quantising import check_quantiser, export_quantised
-from mmcasvit.exporting.signature import DTYPES, Signature
-from mmcasvit.model_zoo import config_path, get_model
-from mmcasvit.tooling import UsageError, check_deployable, check_images, exits_cleanly, find_images, load_config
+from mmcasvit.apis.config import config_path, load_config
+from mmcasvit.apis.model import get_model
+from mmcasvit.apis.preflight import check_deployable
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.export import comparison as checking
+from mmcasvit.export.coreml import operators_of, outside_neural_engine
+from mmcasvit.export.evaluation import load_pictures
+from mmcasvit.export.formats import FORMATS, check_format, export, load_exported, size_of
+from mmcasvit.export.graphs import kind_of
+from mmcasvit.export.quantization import check_quantiser, export_quantised
+from mmcasvit.export.signature import DTYPES, Signature
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import check_images, find_images
+from mmcasvit.utils.tables import markdown
+from mmcasvit.utils.timing import Timer, interleave
 
 
 def parse_args():

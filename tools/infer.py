@@ -9,18 +9,14 @@ from mmengine.device import get_device
 from mmengine.fileio import dump
 from PIL import Image
 
-from mmcasvit.conversion import adapted
-from mmcasvit.deployment import deploy
-from mmcasvit.tooling import (
-    UsageError,
-    add_trust_argument,
-    check_deployable,
-    check_images,
-    exits_cleanly,
-    find_images,
-    load_config,
-)
-from mmcasvit.weights import find_weights, mismatches, read_checkpoint, use_safe_checkpoint_reader
+from mmcasvit.apis.config import load_config
+from mmcasvit.apis.preflight import check_deployable
+from mmcasvit.cli import add_trust_argument, exits_cleanly
+from mmcasvit.models.deploy import deploy
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import check_images, find_images
+from mmcasvit.weights.checkpoint import read_ahead, use_safe_checkpoint_reader
+from mmcasvit.weights.match import fit
 
 
 def parse_args():
@@ -51,7 +47,7 @@ def main():
     args = parse_args()
     images = find_images(args.input)
     cfg = load_config(args.config)
-    _, weights = find_weights(read_checkpoint(args.checkpoint, trust=args.trust_checkpoint))
+    content = read_ahead(args.checkpoint, trust=args.trust_checkpoint)
     check_images(images)
     if cfg.default_scope == 'mmseg':
         check_drawable(images)
@@ -76,8 +72,7 @@ def main():
         # mmseg draws in the colours of Cityscapes unless it is told otherwise
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
         predictions = args.out_dir / 'pred'
-    expected = inferencer.model.state_dict()
-    mismatches(expected, adapted(weights, expected)).refuse(loaded=True)
+    fit(content, inferencer.model.state_dict()).refuse(loaded=True)
     if args.deploy:
         check_deployable(inferencer.model)
         inferencer.model = deploy(inferencer.model)

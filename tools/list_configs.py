@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmcasvit.tooling import exits_cleanly
+from mmcasvit.cli import exits_cleanly
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ['config', 'arch', 'batch', 'learning rate', 'schedule', 'precision']

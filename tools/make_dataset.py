@@ -6,8 +6,9 @@ import shutil
 import time
 from pathlib import Path
 
-from mmcasvit.shapes import write_dataset
-from mmcasvit.tooling import UsageError, exits_cleanly
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.datasets.shapes import write_dataset
+from mmcasvit.utils.errors import UsageError
 
 LAYOUTS = ('coco', 'ade', 'voc', 'imagenet')
 

@@ -10,9 +10,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmcasvit import CASViT
-from mmcasvit.plug import PlugError, config_file, package_configs, plug_with_notes, read_config, try_out
-from mmcasvit.tooling import UsageError, check_checkpoint, exits_cleanly
+from mmcasvit.archs import ARCHS, STRIDES
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.plugin.core import plug_with_notes
+from mmcasvit.plugin.source import config_file, package_configs, read_config
+from mmcasvit.plugin.trial import try_out
+from mmcasvit.utils.errors import PlugError, UsageError
+from mmcasvit.weights.checkpoint import read_ahead
 
 # Configs of the frameworks themselves: one of each kind of detector and segmentor that reads a backbone in a way of its
 # own.
@@ -48,7 +52,7 @@ def parse_args():
                              'number of them, none for a selection of configs of mmdet and mmseg')
     parser.add_argument('--out', metavar='FILE.py', help='the config to write')
     parser.add_argument('--force', action='store_true', help='write over a file that exists')
-    parser.add_argument('--arch', choices=CASViT.arch_settings, default='m', help='default: %(default)s')
+    parser.add_argument('--arch', choices=ARCHS, default='m', help='default: %(default)s')
     parser.add_argument('--pretrained', metavar='FILE', help='ImageNet weights for the backbone, file or address')
     parser.add_argument('--drop-path-rate', type=float, help='default: that of the published recipes')
     parser.add_argument('--frozen-stages', type=int, default=-1, help='default: -1, none')
@@ -137,7 +141,7 @@ def write(args):
     if not out.parent.is_dir():
         raise UsageError(f'--out: there is no folder {out.parent.absolute()}')
     if args.pretrained is not None:
-        check_checkpoint(args.pretrained)
+        read_ahead(args.pretrained)
     new, notes = plug_with_notes(
         args.config[0], args.arch, pretrained=args.pretrained, drop_path_rate=args.drop_path_rate,
         norm_eval=not args.train_norms, frozen_stages=args.frozen_stages, verify=not args.no_verify)
@@ -153,7 +157,7 @@ def try_config(name, arch):
     try:
         new, _ = plug_with_notes(name, arch, verify=False)
         backbone = new.model.backbone
-        cells[1] = ' '.join(str(CASViT.strides[i]) for i in backbone.out_indices)
+        cells[1] = ' '.join(str(STRIDES[i]) for i in backbone.out_indices)
         trial = try_out(new)
         if trial.unused:
             raise PlugError(f'no gradient for {len(trial.unused)} parameters of the backbone, such as '

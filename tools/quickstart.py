@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import cv2
+import mmcasvit.casvit
 import numpy as np
 from mmengine.config import Config
 
-import mmcasvit.casvit
-from mmcasvit.tooling import UsageError, exits_cleanly
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.utils.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_ROOT = Path('data/shapes')  # where the configs look for it
@@ -46,7 +47,7 @@ def run(tool, *args):
 
 
 def fingerprint(config):
-    parts = [Config.fromfile(config).pretty_text, Path(mmcasvit.casvit.__file__).read_text(),
+    parts = [Config.fromfile(config).pretty_text, Path(mmcasvit.models.casvit.__file__).read_text(),
              (DATA_ROOT / 'dataset.json').read_text()]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 

@@ -3,8 +3,10 @@ classes, confusion matrix, best and worst images, time."""
 import argparse
 from pathlib import Path
 
-from mmcasvit.reporting.page import write_report
-from mmcasvit.tooling import UsageError, check_writable, exits_cleanly
+from mmcasvit.apis.preflight import check_writable
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.report.page import write_report
+from mmcasvit.utils.errors import UsageError
 
 
 def parse_args():

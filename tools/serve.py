@@ -11,10 +11,11 @@ import sys
 import torch
 from mmengine.config import DictAction
 
-from mmcasvit.exporting.formats import load_exported
-from mmcasvit.exporting.serving import Limits, Predictor, check_server, create_app
-from mmcasvit.model_zoo import config_path
-from mmcasvit.tooling import UsageError, exits_cleanly, load_config
+from mmcasvit.apis.config import config_path, load_config
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.export.formats import load_exported
+from mmcasvit.serve.server import Limits, Predictor, check_server, create_app
+from mmcasvit.utils.errors import UsageError
 
 
 def parse_args():

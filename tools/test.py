@@ -5,17 +5,12 @@ import os
 from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
-from mmcasvit.tooling import (
-    UsageError,
-    add_common_arguments,
-    build_runner,
-    check_checkpoint,
-    check_data,
-    check_deployable,
-    exits_cleanly,
-    load_config,
-    prepare,
-)
+from mmcasvit.apis.config import load_config
+from mmcasvit.apis.preflight import check_data, check_deployable
+from mmcasvit.apis.runner import build_runner, prepare
+from mmcasvit.cli import add_common_arguments, exits_cleanly
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.weights.checkpoint import read_ahead
 
 
 def parse_args():
@@ -54,7 +49,8 @@ def use_tta(cfg):
 def use_exported(cfg, args):
     if args.deploy or args.tta:
         raise UsageError('--exported: what was exported is neither deployed nor augmented again.')
-    from mmcasvit.exporting.evaluating import ExportedHook, fitted_pipeline
+    from mmcasvit.export.evaluation import fitted_pipeline
+    from mmcasvit.export.hook import ExportedHook
     hook = ExportedHook(args.exported)
     dataset = cfg.test_dataloader.dataset
     dataset.pipeline = fitted_pipeline(dataset.pipeline, hook.exported.signature)
@@ -82,7 +78,7 @@ def main():
     if args.out and cfg.default_scope != 'mmseg' and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out of a detector or classifier must be a .pkl file, got {args.out}')
     check_data(cfg, 'test')
-    check_checkpoint(args.checkpoint, args.trust_checkpoint)
+    read_ahead(args.checkpoint, args.trust_checkpoint)
     prepare(cfg, args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:

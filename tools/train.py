@@ -4,22 +4,14 @@ import sys
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmcasvit.checkpointing import full_disk_explained
-from mmcasvit.distributed import use_cpus
-from mmcasvit.stopping import RunStopped
-from mmcasvit.tooling import (
-    UsageError,
-    add_common_arguments,
-    add_tensorboard,
-    build_runner,
-    check_checkpoint,
-    check_data,
-    exits_cleanly,
-    has_accelerator,
-    load_config,
-    prepare,
-    warn_about_random_backbone,
-)
+from mmcasvit.apis.config import load_config
+from mmcasvit.apis.preflight import check_data, warn_about_random_backbone
+from mmcasvit.apis.runner import add_tensorboard, build_runner, has_accelerator, prepare
+from mmcasvit.cli import add_common_arguments, exits_cleanly
+from mmcasvit.engine.distributed import use_cpus
+from mmcasvit.engine.stopping import full_disk_explained
+from mmcasvit.utils.errors import RunStopped, UsageError
+from mmcasvit.weights.checkpoint import read_ahead
 
 
 def parse_args():
@@ -47,7 +39,7 @@ def main():
     if args.launcher == 'pytorch' and not has_accelerator():
         use_cpus(cfg)
     if args.pretrained is not None:
-        check_checkpoint(args.pretrained, args.trust_checkpoint)
+        read_ahead(args.pretrained, args.trust_checkpoint)
         cfg.model.backbone.init_cfg = dict(
             type='Pretrained', checkpoint=args.pretrained, trust=args.trust_checkpoint)
     if args.amp:
@@ -64,10 +56,10 @@ def main():
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume is not None:
-        check_checkpoint(args.resume, args.trust_checkpoint)
+        read_ahead(args.resume, args.trust_checkpoint)
         cfg.resume, cfg.load_from = True, args.resume
     elif cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, args.trust_checkpoint)
+        read_ahead(cfg.load_from, args.trust_checkpoint)
     add_tensorboard(cfg)
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))

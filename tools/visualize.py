@@ -5,9 +5,13 @@ from pathlib import Path
 
 from mmengine.device import get_device
 
-from mmcasvit.model_zoo import get_model
-from mmcasvit.tooling import UsageError, check_images, check_writable, exits_cleanly, find_images, load_config
-from mmcasvit.visualizing import draw, look_at
+from mmcasvit.apis.config import load_config
+from mmcasvit.apis.model import get_model
+from mmcasvit.apis.preflight import check_writable
+from mmcasvit.cli import exits_cleanly
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import check_images, find_images
+from mmcasvit.visualization.feature_maps import draw, look_at
 
 SUFFIXES = ('.png', '.jpg', '.pdf', '.svg')
 

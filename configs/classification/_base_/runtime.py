@@ -1,5 +1,6 @@
 default_scope = 'mmpretrain'
-custom_imports = dict(imports=['mmcasvit', 'mmcasvit.classification'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmcasvit', 'mmcasvit.models.cls_head', 'mmcasvit.datasets.multi_scale'],
+                      allow_failed_imports=False)
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

@@ -1,0 +1,1 @@
+"""Configs, models and runners, and the checks before a run."""

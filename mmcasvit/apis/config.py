@@ -1,0 +1,163 @@
+"""Configs by name or path, with the overrides of the command line."""
+import difflib
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
+
+from mmcasvit.utils.errors import UsageError
+
+# What the configs can be for, and what to install for it.
+FRAMEWORKS = dict(
+    mmdet='onedl-mmdetection', mmseg='onedl-mmsegmentation', mmpretrain='"mmcasvit[classification]"')
+
+
+def nearest_config(file: Path) -> Path | None:
+    """The config beside a file that is not there whose name is most like its own, if any is like it."""
+    near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob('*.py')], n=1, cutoff=.5)
+    return file.parent / near[0] if near else None
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Reads a config and applies ``--cfg-options``.
+
+    A top-level ``data_root`` among the options moves every data set and annotation file below the old one: plain
+    merging would change a variable that nothing reads any more.
+
+    Args:
+        path: a ``.py``, ``.json`` or ``.yaml`` config.
+        options: what ``--cfg-options`` gave.
+
+    Raises:
+        UsageError: there is no such file, it cannot be read, or it is for another framework.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = nearest_config(file)
+        raise UsageError(f'config not found: {file.absolute()}' + (f'. Did you mean {near}?' if near else ''))
+    try:
+        cfg = Config.fromfile(file, import_custom_modules=False)
+    except Exception as error:
+        raise UsageError(f'config {file} cannot be read: {type(error).__name__}: {error}') from error
+    if cfg.get('default_scope') not in FRAMEWORKS:
+        raise UsageError(f'config {file} has default_scope {cfg.get("default_scope")!r}; these tools run configs of '
+                         f'{", ".join(FRAMEWORKS)}.')
+    _import_framework(cfg.default_scope, file)
+    try:
+        import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
+    except ImportError as error:
+        raise UsageError(f'config {file} cannot be read: {error}: {error.__context__}') from error
+    options = dict(options or {})
+    old_root, new_root = cfg.get('data_root'), options.get('data_root')
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AssertionError, IndexError) as error:
+        raise UsageError(f'--cfg-options do not fit the config {file}: {error}') from error
+    _check_kinds(cfg, file)
+    if new_root is not None:
+        if old_root is None:
+            raise UsageError(f'config {file} has no data_root; override that of each data set, such as '
+                             'train_dataloader.dataset.data_root=DIR.')
+        if not _move_data_root(cfg._cfg_dict, old_root, new_root):
+            raise UsageError(f'no data set of config {file} lies in its data_root {old_root}; override that of each '
+                             'data set, such as train_dataloader.dataset.data_root=DIR.')
+    return cfg
+
+
+def _check_kinds(cfg: Config, file: Path) -> None:
+    """Looks whether the parts that the tools work on are what they take them for."""
+    parts = {'model': cfg.get('model')}
+    if isinstance(cfg.get('model'), dict):
+        parts |= {f'model.{name}': cfg.model[name] for name in ('backbone', 'neck') if cfg.model.get(name) is not None}
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name) is not None:
+            parts[name] = cfg[name]
+            parts[f'{name}.dataset'] = cfg[name].get('dataset') if isinstance(cfg[name], dict) else {}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise UsageError(f'{name} of config {file} must be a dict, got {part!r}.')
+
+
+def _import_framework(name: str, config: Path) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise UsageError(f'config {config} needs {name}, which is not installed: pip install {FRAMEWORKS[name]} (or '
+                         'OpenMMLab\'s own release, see requirements/).')
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever a package raises that finds its surroundings wrong
+        hint = (' Install the torchvision that was built for the installed PyTorch.' if 'torchvision' in str(error)
+                else '')
+        raise UsageError(f'config {config} needs {name}, and importing that failed: {error}.{hint}') from error
+
+
+def _move_data_root(node, old: str, new: str) -> int:
+    """Replaces the old root wherever data sets and evaluators name it, and returns how often."""
+    if isinstance(node, dict):
+        items = list(node.items())
+    elif isinstance(node, list):
+        items = list(enumerate(node))
+    else:
+        return 0
+    moved = 0
+    for key, value in items:
+        if key in ('data_root', 'ann_file') and isinstance(value, str) and value.startswith(old):
+            node[key] = os.path.join(new, value[len(old):].lstrip('/'))
+            moved += 1
+        else:
+            moved += _move_data_root(value, old, new)
+    return moved
+
+
+def root() -> Path:
+    """The folder that holds ``configs`` and ``tools``: ``mmcasvit/.mim``, or the repository of an editable install."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / '.mim', package.parent):
+        if (folder / 'configs').is_dir():
+            return folder
+    raise UsageError(f'{package} was installed without its configs. Install it with pip, from the repository, its '
+                     'sdist or its wheel.')
+
+
+def _config_files() -> dict[str, Path]:
+    return {file.stem: file for file in sorted((root() / 'configs').rglob('*.py')) if '_base_' not in file.parts}
+
+
+def list_configs() -> list[str]:
+    """The names of all configs, such as ``retinanet_casvit-xs_fpn_1x_coco``."""
+    return list(_config_files())
+
+
+def config_path(name: str | Path) -> str:
+    """The file of a config, for ``_base_`` of one's own config and for whatever wants a path.
+
+    Args:
+        name: a name out of :func:`list_configs`, with or without ``.py``, or the path of any config file.
+
+    Raises:
+        UsageError: there is neither such a file nor such a name; it lists the nearest names.
+
+    Example::
+
+        _base_ = __import__('mmcasvit').config_path('retinanet_casvit-xs_fpn_1x_coco')
+    """
+    if Path(name).is_file():
+        return str(Path(name).absolute())
+    files = _config_files()
+    wanted = Path(name).name.removesuffix('.py')
+    if wanted not in files:
+        near = [file for file in files if wanted in file][:3] or difflib.get_close_matches(wanted, files, cutoff=.5)
+        raise UsageError(f'no config file {name}, and none of that name in mmcasvit. '
+                         + (f'Did you mean {" or ".join(near)}?' if near else 'List them: python -m mmcasvit'))
+    return str(files[wanted])
+
+
+def get_config(name: str | Path) -> Config:
+    """Reads a config by name or path.
+
+    Raises:
+        UsageError: it is not there, cannot be read, or its framework is not installed.
+    """
+    return load_config(config_path(name))

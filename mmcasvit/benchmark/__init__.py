@@ -1,0 +1,1 @@
+"""Benchmarks: models, forms, fair timing, counts, plots."""

@@ -1,0 +1,1 @@
+"""Data sets: their configs, their files, seeded order, made-up scenes, checks."""

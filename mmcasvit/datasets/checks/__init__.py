@@ -1,0 +1,1 @@
+"""Checks of the data of a config before a run: every image, mask and annotation is read."""

@@ -1,0 +1,149 @@
+"""datasets.seeded"""
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from torch.utils.data import BatchSampler, Dataset, Sampler
+
+from mmcasvit.registry import DATA_SAMPLERS, DATASETS
+
+# Samples, steps and validations draw from streams of their own.
+_SAMPLE, _STEP, _VALIDATION = 0, 1, 2
+
+
+class Draw(NamedTuple):
+    """One entry of a batch: what the data set is asked for, and what the randomness of its pipeline depends on."""
+    key: Any
+    entropy: tuple[int, ...]
+
+
+def seed_generators(*entropy: int) -> None:
+    """Seeds the global generators of Python, NumPy and PyTorch with a hash of non-negative integers."""
+    words = np.random.SeedSequence(entropy).generate_state(3).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])
+    torch.manual_seed(words[2])
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableBatchSampler:
+    """Batches of :class:`Draw` that begin where a run was stopped.
+
+    Until :meth:`start` is called there are none: mmengine 0.10.7 begins to load before it knows where a run goes on.
+
+    Args:
+        sampler: gives the order of the images; mmengine passes it.
+        batch_size: how many of them make a batch; mmengine passes it.
+        batches: config of the batch sampler that the dataloader had; without one PyTorch's is used.
+        drop_last: leave out a last batch of fewer images, where there is no ``batches``.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, batches: dict | None = None, drop_last: bool = False) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        if batches is None:
+            self.batches = BatchSampler(sampler, batch_size, drop_last)
+        else:
+            self.batches = MMENGINE_DATA_SAMPLERS.build(batches, default_args=dict(
+                sampler=sampler, batch_size=batch_size))
+        self._seed = None
+
+    def start(self, seed: int, epoch: int = 0, skip: int = 0, endless: bool = False) -> None:
+        """Says where the next pass over the data begins.
+
+        Args:
+            seed: of the order and of the samples.
+            epoch: of the order.
+            skip: how many batches were trained on before. They are counted off, not loaded.
+            endless: go on with the next epoch at the end of one.
+        """
+        self._seed, self._epoch, self._skip, self._endless = seed, epoch, skip, endless
+        if hasattr(self.sampler, 'seed'):
+            self.sampler.seed = seed
+
+    def _passes(self) -> Iterator[tuple[int, Iterable]]:
+        for epoch in itertools.count(self._epoch):
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(epoch)
+            yield epoch, self.batches
+            if not self._endless:
+                return
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        if self._seed is None:
+            return
+        rank, world_size = get_dist_info()
+        skip, self._skip = self._skip, 0
+        for epoch, batches in self._passes():
+            number = -1
+            for number, batch in enumerate(batches):
+                if skip:
+                    skip -= 1
+                    continue
+                yield [Draw(key, (self._seed, _SAMPLE, epoch, number, place * world_size + rank))
+                       for place, key in enumerate(batch)]
+            if number < 0:
+                raise ValueError('the training data are fewer than a batch, and the last batch is left out.')
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """A data set whose samples depend on what a :class:`Draw` says, and on nothing drawn before.
+
+    In everything else it is the data set inside.
+
+    Args:
+        dataset: config of the data set.
+    """
+
+    def __init__(self, dataset: dict) -> None:
+        self.dataset = MMENGINE_DATASETS.build(dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        seed_generators(*draw.entropy)
+        return self.dataset[draw.key]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset' or name.startswith('__'):  # not there yet while it is unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    @property
+    def pipeline(self) -> Any:
+        return self.dataset.pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Any) -> None:  # mmdet's PipelineSwitchHook sets it
+        self.dataset.pipeline = pipeline
+
+
+def resumable(dataloader: dict) -> dict:
+    """The config of a training dataloader with :class:`SeededDataset` and :class:`ResumableBatchSampler` in it.
+
+    Raises:
+        TypeError: the dataloader, its data set or its batch sampler is built already.
+    """
+    built = [part for part in (dataloader, dataloader['dataset'] if isinstance(dataloader, dict) else None,
+                               dataloader.get('batch_sampler') if isinstance(dataloader, dict) else None)
+             if part is not None and not isinstance(part, dict)]
+    if built:
+        raise TypeError('the training loops of mmcasvit need a config of the dataloader, got a built '
+                        f'{type(built[0]).__name__}.')
+    config = dict(dataloader)
+    config['dataset'] = dict(type='mmcasvit.SeededDataset', dataset=config['dataset'])
+    config['batch_sampler'] = dict(
+        type='mmcasvit.ResumableBatchSampler', batches=config.get('batch_sampler'),
+        drop_last=config.pop('drop_last', False))
+    return config

@@ -1,0 +1,36 @@
+"""The hook that evaluates the deploy form."""
+import copy
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmcasvit.models.deploy import deploy
+from mmcasvit.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DeployHook(Hook):
+    """Evaluates with the deploy form of the model.
+
+    It is made when testing begins, of the weights that are tested: those of a checkpoint, or their moving average where
+    another hook puts it in place.
+    """
+    priority = 'LOWEST'
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self.original = runner.model
+        runner.model = self._deployed(runner.model)
+        print_log('testing with the deploy form of the model', logger='current')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        runner.model = self.original
+
+    def _deployed(self, model: nn.Module) -> nn.Module:
+        if not (is_model_wrapper(model) or isinstance(model, BaseTTAModel)):
+            return deploy(model)
+        wrapper = copy.copy(model)
+        wrapper._modules = {**model._modules, 'module': self._deployed(model.module)}
+        return wrapper

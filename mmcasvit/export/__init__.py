@@ -1,0 +1,1 @@
+"""Exported models: formats, graphs, comparison, evaluation."""

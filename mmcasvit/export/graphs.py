@@ -1,0 +1,352 @@
+"""What is exported: modules from one tensor to a tuple of tensors, made of a backbone or of a whole model.
+
+mmdet's and mmseg's own layers, anchors and box coders compute in them. What is written anew is what a graph cannot hold
+as it stands there: the number of boxes is fixed, and a batch has no lists of images.
+"""
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcasvit.models.deploy import deploy
+from mmcasvit.utils.errors import UsageError
+
+from .operators import nms_keep, roi_align_level
+from .signature import DTYPES, Signature
+
+# split_thr only spares memory.
+_NMS_OPTIONS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+
+
+class AdaptiveAveragePool(nn.Module):
+    """Adaptive average pooling as two matrix products, which exports with any size, fixed or not.
+
+    Shape: ``(N, C, H, W)`` to ``(N, C, side, side)``.
+    """
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def weights(self, length: int, like: Tensor) -> Tensor:
+        """The share of each of ``length`` positions in each of ``side`` cells: ``(side, length)``."""
+        cell = torch.arange(self.side, device=like.device)[:, None]
+        position = torch.arange(length, device=like.device)[None]
+        # A cell reaches from floor(cell * length / side) to ceil((cell + 1) * length / side).
+        inside = (position >= cell * length // self.side) & (position < -(-(cell + 1) * length // self.side))
+        inside = inside.to(like.dtype)
+        return inside / inside.sum(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        return self.weights(height, x) @ x @ self.weights(width, x).t()
+
+
+def _replace_adaptive_pooling(model: nn.Module) -> None:
+    for part in model.modules():
+        for name, child in part.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
+                setattr(part, name, AdaptiveAveragePool(child.output_size))
+
+
+class BackboneGraph(nn.Module):
+    """A backbone alone.
+
+    Shape: ``(N, 3, H, W)`` to a tuple of maps.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.output_names = [f'stage{i + 1}' for i in backbone.out_indices]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.backbone(image))
+
+
+class SegmentorGraph(nn.Module):
+    """A segmentor of mmseg.
+
+    Shape: ``(N, 3, H, W)`` to a tuple of one: logits ``(N, K, H, W)``, or classes ``(N, H, W)`` in int64.
+    """
+
+    def __init__(self, model: nn.Module, argmax: bool):
+        super().__init__()
+        if argmax and model.decode_head.out_channels == 1:
+            raise UsageError('--argmax: the head has one output, which is compared with a threshold.')
+        self.model, self.argmax = model, argmax
+        self.output_names = ['classes' if argmax else 'logits']
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        logits = self.model.encode_decode(image, [dict(img_shape=image.shape[2:])])
+        return (logits.argmax(1) if self.argmax else logits, )
+
+
+class LevelRoIAlign(nn.Module):
+    """Takes the place of mmdet's ``SingleRoIExtractor`` in a graph.
+
+    Shape: maps of all levels and regions ``(R, 5)`` to ``(R, C, side, side)``.
+    """
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        layers = extractor.roi_layers
+        if any(layer.pool_mode != 'avg' or not layer.aligned or layer.output_size[0] != layer.output_size[1]
+               for layer in layers):
+            raise UsageError('only an aligned, square, averaging RoIAlign can be exported.')
+        self.map_roi_levels = extractor.map_roi_levels
+        self.num_inputs = extractor.num_inputs
+        self.side = layers[0].output_size[0]
+        self.sampling_ratio = layers[0].sampling_ratio
+        self.scales = [float(layer.spatial_scale) for layer in layers]
+
+    def forward(self, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
+        levels = self.map_roi_levels(rois, len(maps))
+        return roi_align_level([x.float() for x in maps], rois, levels, self.side, self.scales,
+                               self.sampling_ratio).to(maps[0].dtype)
+
+
+def _at_most(count: int, limit: int) -> int:
+    """The smaller of two, also where the first is a symbol of torch.export or a tensor of torch.jit.trace."""
+    return count.clamp(max=limit) if isinstance(count, Tensor) else torch.sym_min(count, limit)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of each image: ``(N, S, ...)`` by ``(N, D)`` to ``(N, D, ...)``."""
+    if x.dim() == 3:
+        index = index[:, :, None].expand(-1, -1, x.shape[2])
+    return x.gather(1, index)
+
+
+class DetectorGraph(nn.Module):
+    """A detector of mmdet with decoding and non-maximum suppression: RetinaNet and its like, Faster and Mask R-CNN.
+
+    Shape:
+        ``(N, 3, H, W)`` to boxes ``(N, D, 4)`` as x1, y1, x2, y2 in pixels of the input, scores ``(N, D)``, labels
+        ``(N, D)`` in int64, and with a mask head masks ``(N, D, 28, 28)``, probabilities within the box. D is
+        ``max_per_img`` of the config; the rows behind the last detection have score 0 and label -1.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        from mmdet.models import AnchorHead, RPNHead, StandardRoIHead
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        self.model = model
+        self.two_stage = hasattr(model, 'rpn_head')
+        dense = model.rpn_head if self.two_stage else model.bbox_head
+        single = type(dense)._predict_by_feat_single
+        if not isinstance(dense, AnchorHead) or single not in (BaseDenseHead._predict_by_feat_single,
+                                                               RPNHead._predict_by_feat_single):
+            raise UsageError(f'no export for the head {type(dense).__name__}: heads with anchors whose boxes are '
+                             'selected as RetinaNet does, and RPN, can be exported.')
+        if self.two_stage and type(model.roi_head) is not StandardRoIHead:
+            raise UsageError(f'no export for {type(model.roi_head).__name__}, only for StandardRoIHead.')
+        for cfg in (dense.test_cfg, *([model.roi_head.test_cfg] if self.two_stage else [])):
+            if cfg.nms.get('type', 'nms') != 'nms' or set(cfg.nms) - _NMS_OPTIONS:
+                raise UsageError(f'only plain non-maximum suppression is standard ONNX, and the config has {cfg.nms}.')
+        self.dense = dense
+        self.divisor = model.data_preprocessor.pad_size_divisor
+        self.output_names = ['boxes', 'scores', 'labels']
+        if self.two_stage:
+            roi = model.roi_head
+            roi.bbox_roi_extractor = LevelRoIAlign(roi.bbox_roi_extractor)
+            if roi.with_mask:
+                self.output_names.append('masks')
+                if not roi.share_roi_extractor:
+                    roi.mask_roi_extractor = LevelRoIAlign(roi.mask_roi_extractor)
+                else:
+                    roi.mask_roi_extractor = roi.bbox_roi_extractor
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        size = image.shape[2:]
+        # As the data preprocessor of mmdet does it: zeros on the right and at the bottom.
+        bottom, right = (-side % self.divisor for side in size)
+        maps = self.model.extract_feat(F.pad(image, (0, right, 0, bottom)))
+        boxes, scores, groups = self.candidates(maps, size)
+        if not self.two_stage:
+            return self.select(boxes, scores, groups, self.dense.test_cfg)
+        proposals, *_ = self.select(boxes, scores, groups, self.dense.test_cfg)
+        boxes, scores, labels = self.refine(maps, proposals, size)
+        found = self.select(boxes, scores, labels, self.model.roi_head.test_cfg)
+        return (*found, self.masks(maps, found[0], found[2])) if self.model.roi_head.with_mask else found
+
+    def candidates(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The best ``nms_pre`` of each level: boxes ``(N, S, 4)``, scores, and labels, or levels for RPN."""
+        # Not len(), which would fix the size of the batch.
+        head, cfg, images = self.dense, self.dense.test_cfg, maps[0].shape[0]
+        all_logits, all_deltas = head(maps)
+        all_priors = head.prior_generator.grid_priors([x.shape[2:] for x in all_logits], device=maps[0].device)
+        found = []
+        for level, (logits, deltas, priors) in enumerate(zip(all_logits, all_deltas, all_priors)):
+            logits = logits.float().permute(0, 2, 3, 1).reshape(images, -1, head.cls_out_channels)
+            scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
+            deltas = deltas.float().permute(0, 2, 3, 1).reshape(images, -1, 4)
+            classes = scores.shape[2]
+            scores = scores.flatten(1)
+            count = scores.shape[1]
+            if cfg.get('nms_pre', -1) > 0:
+                count = _at_most(count, cfg.nms_pre)
+            scores, index = scores.topk(count)
+            place = index // classes
+            groups = torch.full_like(index, level) if self.two_stage else index % classes
+            found.append((priors[place], _take(deltas, place), scores, groups))
+        priors, deltas, scores, groups = (torch.cat(parts, 1) for parts in zip(*found))
+        return self.decode(head.bbox_coder, priors, deltas, size), scores, groups
+
+    @staticmethod
+    def decode(coder, boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
+        decoded = coder.decode(boxes.reshape(-1, 4), deltas.reshape(-1, 4)).reshape(boxes.shape)
+        if not coder.clip_border:
+            return decoded
+        x, y = (decoded[..., i::2].clamp(min=0).clamp(max=size[1 - i]) for i in range(2))
+        return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
+
+    def select(self, boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of candidates by the rules of a test_cfg: boxes ``(N, D, 4)``, scores and groups ``(N, D)``."""
+        valid = scores > cfg.get('score_thr', 0)
+        if cfg.get('min_bbox_size', -1) >= 0:
+            valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > cfg.min_bbox_size).all(-1)
+        scores = torch.where(valid, scores, 0)
+        apart = boxes
+        if not cfg.nms.get('class_agnostic', False):  # moved apart, boxes of different groups do not overlap
+            apart = boxes + (groups * (boxes.amax((1, 2))[:, None] + 1))[..., None]
+        scores = scores * nms_keep(apart, scores, cfg.nms.iou_threshold, cfg.max_per_img)
+        scores, best = scores.topk(_at_most(scores.shape[1], cfg.max_per_img))
+        return _take(boxes, best), scores, torch.where(scores > 0, _take(groups, best), -1)
+
+    def refine(self, maps: tuple[Tensor, ...], proposals: Tensor, size: tuple[int, int]
+               ) -> tuple[Tensor, Tensor, Tensor]:
+        """Classifies proposals ``(N, P, 4)`` and moves their borders: ``P * K`` candidates an image."""
+        head, (images, count, _) = self.model.roi_head.bbox_head, proposals.shape
+        result = self.model.roi_head._bbox_forward(maps, self.rois(proposals))
+        scores = result['cls_score'].float().softmax(-1)[:, :-1]
+        deltas = result['bbox_pred'].float()
+        classes = scores.shape[1]
+        deltas = deltas.reshape(images, count, -1, 4).expand(-1, -1, classes, -1)
+        boxes = proposals[:, :, None].expand(-1, -1, classes, -1)
+        boxes = self.decode(head.bbox_coder, boxes, deltas, size).reshape(images, -1, 4)
+        labels = torch.arange(classes, device=boxes.device).expand(images, count, -1).reshape(images, -1)
+        return boxes, scores.reshape(images, -1), labels
+
+    def masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
+        """The mask of each box: ``(N, D, 4)`` to ``(N, D, 28, 28)``."""
+        logits = self.model.roi_head._mask_forward(maps, self.rois(boxes))['mask_preds'].float()
+        if self.model.roi_head.mask_head.class_agnostic:
+            chosen = logits[:, 0]
+        else:
+            chosen = logits[torch.arange(logits.shape[0], device=logits.device), labels.flatten().clamp(min=0)]
+        return chosen.sigmoid().reshape(*labels.shape, *chosen.shape[1:])
+
+    @staticmethod
+    def rois(boxes: Tensor) -> Tensor:
+        """``(N, D, 4)`` to ``(N * D, 5)`` with the number of the image in front."""
+        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+        return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
+
+
+def converts_to_rgb(preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor of mmdet, mmseg or mmpretrain turns BGR into RGB."""
+    return getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False)
+
+
+class Preprocessing(nn.Module):
+    """What the data preprocessor of a model does to pixels, and stretching to a fixed size in front of it.
+
+    Shape: pixels ``(N, H, W, 3)`` in uint8 (for Core ML ``(N, 3, H, W)`` in float32), to ``(N, 3, H, W)``.
+    """
+
+    def __init__(self, preprocessor: nn.Module, signature: Signature):
+        super().__init__()
+        if not preprocessor._enable_normalize:
+            raise UsageError('--preprocess: the data preprocessor of the config does not normalise.')
+        self.rows_of_pixels = signature.format != 'coreml'
+        # The weights are in the order of what the graph is fed, the model wants RGB where its preprocessor converts.
+        self.flip = (signature.pixels == 'rgb') != converts_to_rgb(preprocessor)
+        self.size = signature.size if signature.resize else None
+        self.register_buffer('mean', preprocessor.mean.clone().float())
+        self.register_buffer('scale', 1 / preprocessor.std.float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.rows_of_pixels:
+            pixels = pixels.permute(0, 3, 1, 2)
+        image = pixels.float()
+        if self.flip:
+            image = torch.cat(image.split(1, 1)[::-1], 1)
+        if self.size is not None:
+            image = F.interpolate(image, self.size, mode='bilinear', align_corners=False)
+        return (image - self.mean) * self.scale
+
+
+class ExportGraph(nn.Module):
+    """A graph as it goes into a file: float32 (or pixels) in, float32 (or integers) out, whatever it computes in.
+
+    Attributes:
+        signature: what goes in and comes out.
+    """
+
+    def __init__(self, graph: nn.Module, signature: Signature, preprocessor: nn.Module | None = None):
+        super().__init__()
+        self.signature = signature
+        self.dtype = DTYPES[signature.module_precision]
+        self.preprocessing = None if signature.pixels is None else Preprocessing(preprocessor, signature)
+        # Not 'graph', a name that PyTorch's own graphs have taken.
+        self.inner = graph.to(self.dtype)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        given = image.shape[1:3]
+        if self.preprocessing is not None:
+            image = self.preprocessing(image)
+        found = [out.float() if out.is_floating_point() else out for out in self.inner(image.to(self.dtype))]
+        if self.signature.resize and self.signature.what == 'detector':
+            ratios = [side / new for side, new in zip(given, self.signature.size)]
+            found[0] = torch.stack([found[0][..., i] * ratios[1 - i % 2] for i in range(4)], -1)
+        return tuple(found)
+
+    def example(self) -> Tensor:
+        """An input of the right shape and type, of two images where the batch is free: one would be taken for fixed."""
+        height, width = self.signature.size
+        batch = 2 if self.signature.dynamic_batch else 1
+        if self.signature.pixels is None or self.signature.format == 'coreml':
+            return torch.zeros(batch, 3, height, width)
+        if self.signature.resize:
+            height, width = height + 1, width + 2
+        return torch.zeros(batch, height, width, 3, dtype=torch.uint8)
+
+
+def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> ExportGraph:
+    """The graph of a model.
+
+    Args:
+        model: of mmdet or mmseg, or a bare backbone; it is left as it is.
+        signature: what to make; its ``outputs`` are filled in.
+        fold: export the deploy form.
+
+    Raises:
+        UsageError: this kind of model cannot be exported in this way.
+    """
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    if signature.what == 'backbone':  # on its own: within a model, norms of its outputs are folded into the neck
+        model = getattr(model, 'backbone', model)
+    copied = deploy(model) if fold else copy.deepcopy(model).eval()
+    _replace_adaptive_pooling(copied)
+    if signature.what == 'backbone':
+        graph = BackboneGraph(copied)
+    elif signature.what == 'segmentor':
+        graph = SegmentorGraph(copied, signature.argmax)
+    else:
+        graph = DetectorGraph(copied)
+    return ExportGraph(graph, signature.with_outputs(graph.output_names), preprocessor).eval()
+
+
+def kind_of(model: nn.Module) -> str:
+    """``'segmentor'`` or ``'detector'``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if hasattr(model, 'encode_decode'):
+        return 'segmentor'
+    if hasattr(model, 'rpn_head') or getattr(model, 'bbox_head', None) is not None:
+        return 'detector'
+    raise UsageError(f'no export for a whole {type(model).__name__}, only for its backbone: --what backbone')

@@ -1,0 +1,34 @@
+"""The hook that evaluates an exported model."""
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmcasvit.registry import HOOKS
+from mmcasvit.utils.errors import UsageError
+
+from .evaluation import substitute
+from .formats import load_exported
+
+
+@HOOKS.register_module()
+class ExportedHook(Hook):
+    """Evaluates an exported model with the metrics of the config.
+
+    Args:
+        file: what ``tools/export.py`` wrote.
+    """
+    priority = 'LOWEST'
+
+    def __init__(self, file: str):
+        self.exported = load_exported(file)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self.original = runner.model
+        if is_model_wrapper(runner.model):
+            raise UsageError('--exported: one process evaluates an exported model, not several.')
+        runner.model = substitute(runner.model, self.exported)
+        print_log(f'testing {self.exported.path}: {self.exported.signature}', logger='current')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        runner.model = self.original

@@ -1,0 +1,1 @@
+"""CAS-ViT, its token mixers, its classifier and its deploy form."""

@@ -1,0 +1,48 @@
+"""The classification head of CAS-ViT for mmpretrain: two linear layers, whose logits are averaged.
+
+mmpretrain is optional, so this module is not imported with the package: configs name it in ``custom_imports``.
+"""
+from torch import Tensor, nn
+
+from mmcasvit.registry import MODELS
+
+try:
+    from mmpretrain.models.heads import ClsHead
+except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch raises the latter
+    raise ImportError('mmcasvit.models.cls_head needs mmpretrain, pip install "mmcasvit[classification]", and the '
+                      f'torchvision that was built for the installed PyTorch: {error}') from error
+
+
+@MODELS.register_module()
+class CASViTClsHead(ClsHead):
+    """The authors' classifier: two linear layers on the pooled features, their logits averaged.
+
+    How the second layer was trained is not published (its name, ``dist_head``, speaks of a teacher). Here both learn
+    the labels: the mean of their losses is minimised.
+
+    Args:
+        num_classes: how many classes.
+        in_channels: channels of the last stage, ``CASViT.arch_settings[arch]['channels'][-1]``.
+        init_cfg: initialisation as mmengine describes it.
+        kwargs: of mmpretrain's ``ClsHead``, which refuses those it does not know: ``loss``, ``topk``, ``cal_acc``.
+
+    Shape:
+        Input: a tuple whose last map is pooled, ``(N, in_channels)``. Output: logits ``(N, num_classes)``.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, init_cfg: dict | list | None = None, **kwargs) -> None:
+        super().__init__(init_cfg=init_cfg or dict(type='TruncNormal', layer='Linear', std=.02), **kwargs)
+        self.head = nn.Linear(in_channels, num_classes)
+        self.dist_head = nn.Linear(in_channels, num_classes)
+
+    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
+        x = self.pre_logits(feats)
+        return (self.head(x) + self.dist_head(x)) / 2
+
+    def loss(self, feats: tuple[Tensor, ...], data_samples: list, **kwargs) -> dict[str, Tensor]:
+        """The mean of both layers' losses, and the accuracy of the averaged logits where ``cal_acc`` asks for it."""
+        x = self.pre_logits(feats)
+        scores = self.head(x), self.dist_head(x)
+        losses = self._get_loss(sum(scores) / 2, data_samples, **kwargs)
+        losses['loss'] = sum(self._get_loss(score, data_samples, **kwargs)['loss'] for score in scores) / 2
+        return losses

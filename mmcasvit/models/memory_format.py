@@ -1,0 +1,18 @@
+"""A model in PyTorch's channels_last memory format."""
+import torch
+from torch import Tensor, nn
+
+
+def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Brings the weights of a model into channels_last format and has mmcv's operators get contiguous maps."""
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        source = type(module).__module__
+        if source.startswith(('mmcv.ops', 'mmcv.cnn.bricks.conv_ws')):  # the latter views its weights as a matrix
+            module.to(memory_format=torch.contiguous_format)
+        if source.startswith('mmcv.ops'):
+            module.register_forward_pre_hook(_contiguous_inputs)

@@ -1,0 +1,112 @@
+"""Registers the four published archs with timm: import this module, then ``timm.create_model('casvit_xs')``.
+
+timm is optional, so this module is not imported with the package.
+"""
+from torch import nn
+
+from mmcasvit.utils.errors import WeightsError
+
+from .classifier import OUTPUT_NORM_KEY, CASViTClassifier
+
+try:
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models._builder import resolve_pretrained_cfg
+except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch raises the latter
+    raise ImportError('mmcasvit.models.timm_models needs timm, pip install "mmcasvit[timm]", and the torchvision that '
+                      f'was built for the installed PyTorch: {error}') from error
+
+
+def _cfg(**settings) -> dict:
+    """What timm knows about a file: the images it was trained and is tested on, and the layers that may be adapted."""
+    return dict(
+        num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=.875, interpolation='bicubic',
+        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv='backbone.patch_embed.0',
+        classifier=('head.head', 'head.dist_head'), paper_ids='arXiv:2408.03703',
+        origin_url='https://github.com/Tianfang-Zhang/CAS-ViT') | settings
+
+
+# The second one is the published fine-tuning: the whole image, squeezed into a square.
+default_cfgs = generate_default_cfgs({
+    f'casvit_{arch}.{tag}': _cfg(**settings)
+    for arch in ('xs', 's', 'm', 't')
+    for tag, settings in [('in1k', {}), ('ft_in1k_384', dict(
+        input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1., crop_mode='squash'))]
+})
+
+
+class _Model(CASViTClassifier):
+    """As timm builds it: heads that do not fit the file stay new if other classes than its own were asked for."""
+
+    def load_pretrained(self, checkpoint: str) -> None:
+        super().load_pretrained(checkpoint, new_heads=self.num_classes != self.pretrained_cfg['num_classes'])
+
+
+def _put_inside(features: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """Lets timm load a ``checkpoint_path`` into a feature extractor: what it has no use for is left out."""
+    expected = features.state_dict()
+    if prefix or any(key in expected for key in state_dict):
+        return
+    weights = features.model.adapted(state_dict)
+    state_dict.clear()
+    for key, value in expected.items():
+        inner = key.removeprefix('model.')
+        if inner in weights:
+            state_dict[key] = weights[inner]
+        elif OUTPUT_NORM_KEY.match(inner):
+            state_dict[key] = value
+
+
+def _create(variant: str, pretrained: bool = False, pretrained_cfg: str | dict | None = None,
+            pretrained_cfg_overlay: dict | None = None, **kwargs) -> nn.Module:
+    """Builds a model as timm's own entry functions do.
+
+    With ``features_only=True`` it gives what :class:`mmcasvit.CASViT` gives: each map behind its norm. timm's other
+    ways to get at features (``feature_cls='hook'``, ``'fx'``) give the maps in front of them.
+
+    Raises:
+        WeightsError: ``pretrained`` without a file, or with one that does not fit.
+    """
+    source = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    if pretrained and not (source.has_weights or source.state_dict):
+        raise WeightsError(
+            f'no weights of {variant} are hosted where a program could download them. Download the file by hand, see '
+            "docs/weights.md, and give it: pretrained=True, pretrained_cfg_overlay=dict(file='cas-vit.pth'), or "
+            "checkpoint_path='cas-vit.pth' without pretrained.")
+    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls='getter')
+    if kwargs.get('features_only', False):
+        kwargs['num_classes'] = 0
+        if kwargs.get('feature_cls', 'getter') == 'getter':
+            kwargs['output_norms'] = feature_cfg['norm'] = True
+    model = build_model_with_cfg(
+        _Model, variant, pretrained, pretrained_cfg,
+        # Files are then read by our load_pretrained, where timm would read them.
+        pretrained_cfg_overlay=(pretrained_cfg_overlay or {}) | dict(custom_load=True),
+        feature_cfg=feature_cfg, arch=variant.removeprefix('casvit_'), **kwargs)
+    if isinstance(getattr(model, 'model', None), CASViTClassifier):  # timm's FeatureGetterNet
+        model.register_load_state_dict_pre_hook(_put_inside)
+    return model
+
+
+@register_model
+def casvit_xs(pretrained: bool = False, **kwargs) -> nn.Module:
+    """CAS-ViT xs, 3.2 M parameters."""
+    return _create('casvit_xs', pretrained, **kwargs)
+
+
+@register_model
+def casvit_s(pretrained: bool = False, **kwargs) -> nn.Module:
+    """CAS-ViT s, 5.8 M parameters."""
+    return _create('casvit_s', pretrained, **kwargs)
+
+
+@register_model
+def casvit_m(pretrained: bool = False, **kwargs) -> nn.Module:
+    """CAS-ViT m, 12.4 M parameters."""
+    return _create('casvit_m', pretrained, **kwargs)
+
+
+@register_model
+def casvit_t(pretrained: bool = False, **kwargs) -> nn.Module:
+    """CAS-ViT t, 21.8 M parameters, the largest."""
+    return _create('casvit_t', pretrained, **kwargs)

@@ -1,0 +1,24 @@
+"""Models inside wrappers for distribution and test-time augmentation."""
+import torch
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers for distribution and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the model inside wrappers.
+
+    Where tensors are sharded over processes, which all have to call this, they are replaced by empty ones of their
+    whole shape, on the meta device.
+    """
+    if not isinstance(model, FullyShardedDataParallel):
+        return unwrap(model).state_dict()
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        return {key: torch.empty_like(value, device='meta') for key, value in unwrap(model).state_dict().items()}

@@ -1,0 +1,1 @@
+"""CAS-ViT in place of the backbone of an existing config."""

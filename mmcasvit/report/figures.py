@@ -1,0 +1,168 @@
+"""Figures of a report, each as the bytes of a PNG. Names come from data sets, so none is read as a formula."""
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555', '#000000')
+_WRITTEN_CELLS = 16  # classes up to which the cells of a confusion matrix are written out
+# Not pyplot: a training or test that writes a report may have windows and settings of its own.
+_styled = rc_context({'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
+                      'grid.color': '#dddddd', 'legend.frameon': False, 'text.parse_math': False})
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=150, bbox_inches='tight')
+    return buffer.getvalue()
+
+
+def _mark_resumed(axes: Axes, resumed: Sequence[int]) -> None:
+    for number, step in enumerate(resumed):
+        axes.axvline(step, color='#999999', linestyle=':', linewidth=1, label='resumed' if not number else None)
+
+
+def plot_training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int]) -> bytes:
+    """Losses in one panel, in others of their own what has another scale: accuracy, norm of gradients, learning rate.
+
+    Args:
+        curves: of each scalar, its steps and values.
+        resumed: steps at which a run went on.
+    """
+    groups = {'loss': [], 'accuracy in training, %': [], 'norm of the gradients': [], 'learning rate': []}
+    for name in curves:
+        if 'loss' in name:
+            groups['loss'].append(name)
+        elif 'acc' in name:
+            groups['accuracy in training, %'].append(name)
+        elif name == 'grad_norm':
+            groups['norm of the gradients'].append(name)
+        elif name == 'lr':
+            groups['learning rate'].append(name)
+    groups = {title: names for title, names in groups.items() if names}
+    return _panels(groups, curves, resumed, 'iteration')
+
+
+def plot_validation(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int],
+                    by_epoch: bool) -> bytes:
+    """Metrics of validations, those of one prefix (as boxes and masks have) in one panel.
+
+    Args:
+        curves: of each metric, its steps and values.
+        resumed: steps at which a run went on, drawn where the steps are iterations.
+        by_epoch: whether the steps are epochs.
+    """
+    groups = {}
+    for name in curves:
+        prefix, found, _ = name.rpartition('_mAP')
+        groups.setdefault(f'{prefix}_mAP' if found else 'metrics of the validation', []).append(name)
+    return _panels(groups, curves, () if by_epoch else resumed, 'epoch' if by_epoch else 'iteration')
+
+
+@_styled
+def _panels(groups: Mapping[str, Sequence[str]], curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+            resumed: Sequence[int], label: str) -> bytes:
+    columns = min(2, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout='constrained')
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for (title, names), axes in zip(groups.items(), panels.flat):
+        for number, name in enumerate(names):
+            steps, values = curves[name]
+            axes.plot(steps, values, marker='o' if len(steps) < 30 else '', color=_COLOURS[number % len(_COLOURS)],
+                      linestyle=('-', '--', '-.')[number // len(_COLOURS) % 3], markersize=3, linewidth=1.2, label=name)
+        _mark_resumed(axes, resumed)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid()
+        if len(names) > 1 or resumed:
+            axes.legend(fontsize=7, ncols=1 + len(names) // 9)
+    for axes in panels.flat[len(groups):]:
+        axes.remove()
+    return _png(figure)
+
+
+def shares(matrix: np.ndarray) -> np.ndarray:
+    """Each row of counts divided by its sum; rows of zeros stay."""
+    return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
+@_styled
+def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+    """A confusion matrix as shares of its rows, in cells of text while there are few.
+
+    Args:
+        matrix: ``(len(names), len(names))``, counts; a row for each true class.
+        names: of the rows and columns.
+    """
+    number, part = len(names), shares(matrix)
+    side = min(12., max(4., 2 + .45 * number))
+    font = min(8., max(2.5, .75 * 72 * (side - 2) / number))
+    figure = Figure(figsize=(side + .8, side), layout='constrained')
+    axes = figure.subplots()
+    # The square root shows rare confusions too.
+    image = axes.imshow(np.sqrt(part), cmap='Blues', vmin=0, vmax=1)
+    bar = figure.colorbar(image, ax=axes, fraction=.04, ticks=np.sqrt([0, .01, .05, .1, .25, .5, 1]))
+    bar.ax.set_yticklabels(['0', '1 %', '5 %', '10 %', '25 %', '50 %', '100 %'], fontsize=7)
+    short = [name if len(name) <= 24 else f'{name[:23]}\u2026' for name in names]
+    axes.set_xticks(range(number), short, fontsize=font, rotation=90)
+    axes.set_yticks(range(number), short, fontsize=font)
+    axes.tick_params(length=2 if number <= _WRITTEN_CELLS else 0)
+    axes.set_xlabel('prediction')
+    axes.set_ylabel('ground truth')
+    if number <= _WRITTEN_CELLS:
+        for row in range(number):
+            for column in range(number):
+                if matrix[row, column]:
+                    axes.text(column, row, f'{100 * part[row, column]:.{0 if part[row, column] >= .1 else 1}f}',
+                              ha='center', va='center', fontsize=7,
+                              color='white' if part[row, column] > .4 else 'black')
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return _png(figure)
+
+
+@_styled
+def plot_scores(scores: Sequence[float]) -> bytes:
+    """How often each score of an image occurs."""
+    figure = Figure(figsize=(6, 2.2), layout='constrained')
+    axes = figure.subplots()
+    axes.hist(scores, bins=np.linspace(0, 1, 21), color=_COLOURS[0], edgecolor='white')
+    axes.axvline(float(np.mean(scores)), color=_COLOURS[1], label=f'mean {np.mean(scores):.3f}')
+    axes.set_xlim(0, 1)
+    axes.set_xlabel('score of an image')
+    axes.set_ylabel('images')
+    axes.grid(axis='y')
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+@_styled
+def plot_phases(runs: Mapping[str, Mapping[str, int]]) -> bytes:
+    """A bar for each run, divided by phases.
+
+    Args:
+        runs: of each run, the seconds of each phase.
+    """
+    phases = list(dict.fromkeys(phase for seconds in runs.values() for phase in seconds))
+    most = max(sum(seconds.values()) for seconds in runs.values())
+    unit, length = ('h', 3600) if most > 7200 else ('min', 60) if most > 180 else ('s', 1)
+    figure = Figure(figsize=(7.5, 1.1 + .32 * len(runs)), layout='constrained')
+    axes = figure.subplots()
+    left = np.zeros(len(runs))
+    for number, phase in enumerate(phases):
+        widths = np.array([seconds.get(phase, 0) / length for seconds in runs.values()])
+        axes.barh(range(len(runs)), widths, left=left, color=_COLOURS[number % len(_COLOURS)], label=phase, height=.7)
+        left += widths
+    axes.set_yticks(range(len(runs)), list(runs))
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.grid(axis='x')
+    figure.legend(loc='outside upper left', ncols=5, fontsize=8)
+    return _png(figure)

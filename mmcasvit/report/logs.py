@@ -1,0 +1,270 @@
+"""What the logs of a work directory tell: runs, curves, tables, time. Nothing that they hold is executed."""
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mmcasvit.utils.errors import UsageError
+
+_STAMP = re.compile(r'\d{8}_\d{6}')
+_LINE = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - \S+ - [A-Z]+ - (.*)', re.DOTALL)
+_PROGRESS = re.compile(r'(?:Epoch|Iter)\((train|val|test)\) *(?:\[ *(\d+)\])?\[ *(\d+)/ *(\d+)\]')
+_RESUMED = re.compile(r'resumed epoch: (\d+), iter: (\d+)')
+_PHASES = dict(train='training', val='validation', test='test')
+# Of the scalars of training those that are no loss.
+_CLOCKS = ('time', 'data_time', 'memory', 'epoch', 'iter', 'step')
+
+
+@dataclass
+class Run:
+    """One start of a program in a work directory.
+
+    Attributes:
+        folder: of its logs, named by the time of its start.
+        environment: mmengine's text on the machine, empty if it was not written.
+        config: text of the config, empty if it was not written.
+        resumed: the epoch and the iteration it went on from, or None.
+        reached: what the last line on the progress of training said: epoch (None in loops of iterations), number in it
+            or iteration, and how many there are.
+        seconds: wall-clock time of each phase, whole seconds.
+        table: the last table of classes, as header and rows of text.
+        training: scalars logged in training, by step.
+        validation: metrics of validations, by step or, in loops of epochs, by epoch.
+        test: the metrics of a test, or None.
+    """
+    folder: Path
+    environment: str = ''
+    config: str = ''
+    resumed: tuple[int, int] | None = None
+    reached: tuple[int | None, int, int] | None = None
+    seconds: dict[str, int] = field(default_factory=dict)
+    table: tuple[list[str], list[list[str]]] | None = None
+    training: dict[int, dict[str, float]] = field(default_factory=dict)
+    validation: dict[int, dict[str, float]] = field(default_factory=dict)
+    test: dict[str, float] | None = None
+
+    @property
+    def start(self) -> datetime:
+        return datetime.strptime(self.folder.name, '%Y%m%d_%H%M%S')
+
+
+def read_runs(work_dir: Path) -> list[Run]:
+    """The runs that left logs in a work directory, the oldest first.
+
+    Raises:
+        UsageError: it is no folder, or holds no log of mmengine.
+    """
+    if not work_dir.is_dir():
+        raise UsageError(f'work directory not found: {work_dir.absolute()}')
+    folders = sorted(path for path in work_dir.iterdir() if _STAMP.fullmatch(path.name) and path.is_dir())
+    if not folders:
+        raise UsageError(f'{work_dir.absolute()} is no work directory of a training or test: it has no folder of logs '
+                         'named by a time, such as 20260131_120000.')
+    return [read_run(folder) for folder in folders]
+
+
+def read_run(folder: Path) -> Run:
+    run = Run(folder)
+    log = folder / f'{folder.name}.log'
+    if log.is_file():
+        _read_log(run, log.read_text(errors='replace'))
+    for entry in _json_lines(folder / 'vis_data' / 'scalars.json'):
+        step, numbers = entry.get('step'), _numbers(entry)
+        if not isinstance(step, int):
+            continue
+        if 'lr' in entry or 'loss' in entry:
+            run.training[step] = numbers
+        elif any(name not in _CLOCKS for name in numbers):
+            run.validation.setdefault(step, {}).update(numbers)
+    for entry in _json_lines(folder / f'{folder.name}.json'):
+        run.test = {name: number for name, number in _numbers(entry).items() if name not in _CLOCKS}
+    return run
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one a line; a line that was cut off when a run was killed is left out."""
+    for line in file.read_text(errors='replace').splitlines() if file.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in entry.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)}
+
+
+def _read_log(run: Run, text: str) -> None:
+    messages = []
+    for line in text.splitlines():
+        if match := _LINE.fullmatch(line):
+            messages.append((datetime.strptime(match[1], '%Y/%m/%d %H:%M:%S'), match[2]))
+        elif messages:
+            messages[-1] = (messages[-1][0], f'{messages[-1][1]}\n{line}')
+    run.seconds = spent(run.start, messages)
+    for _, message in messages:
+        if 'System environment:' in message and not run.environment:
+            run.environment = message.strip().strip('-').strip()
+        elif message.startswith('Config:\n'):
+            run.config = message.partition('\n')[2].strip()
+        elif match := _RESUMED.match(message):
+            run.resumed = int(match[1]), int(match[2])
+        elif (match := _PROGRESS.match(message)) and match[1] == 'train':
+            run.reached = int(match[2]) if match[2] else None, int(match[3]), int(match[4])
+        elif table := class_table(message):
+            run.table = table
+
+
+def spent(start: datetime, messages: list[tuple[datetime, str]]) -> dict[str, int]:
+    """Whole seconds of a run in each phase.
+
+    What lies between two lines belongs to the phase that the later one reports on. So writing a checkpoint, which is
+    announced before it is done, counts as a part of what follows it; the phases add up to the time between the start
+    and the last line.
+
+    Args:
+        start: of the run.
+        messages: time and text of each line of the log.
+    """
+    seconds, waiting, phase, starting, before = Counter(), 0, 'start-up', True, start
+    for time, message in messages:
+        passed, before = max(0, int((time - before).total_seconds())), max(time, before)
+        if match := _PROGRESS.match(message):
+            phase = _PHASES[match[1]]
+            seconds[phase] += waiting + passed
+            waiting, starting = 0, False
+        elif starting or message.startswith(('Exp name:', 'Saving checkpoint')):
+            seconds[phase] += passed
+            starting = starting and not message.startswith(('Load checkpoint from', 'Checkpoints will be saved'))
+        elif message.startswith(('The best checkpoint', 'The previous best')):
+            seconds['best checkpoint'] += passed
+        else:  # such as the computation of metrics: the line behind it says of what
+            waiting += passed
+    seconds[phase] += waiting
+    return dict(seconds)
+
+
+def class_table(message: str) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows of a table of classes as mmdet and mmseg print it, or None if a message has none."""
+    lines = [line.strip() for line in message.splitlines()]
+    lines = [line[1:-1] for line in lines if line.startswith('|') and line.endswith('|')]
+    if not lines:
+        return None
+    header = [cell.strip() for cell in lines[0].split('|')]
+    if header[0] not in ('Class', 'category'):
+        return None
+    # A name may hold the sign that separates the columns, a number may not.
+    rows = [[cell.strip() for cell in line.rsplit('|', len(header) - 1)] for line in lines[1:]]
+    return header, [row for row in rows if len(row) == len(header)]
+
+
+@dataclass
+class History:
+    """The curves of a training, whatever the number of runs it took.
+
+    Attributes:
+        training: of each scalar, its steps and values.
+        validation: of each metric, the same; the steps are iterations, or epochs where ``by_epoch``.
+        by_epoch: whether validations are counted by epochs.
+        resumed: the iterations at which a run went on.
+        dropped: names of the runs that were begun anew by a later one, whose curves are left out.
+        data_share: share of the time of training that was spent waiting for data, or None.
+    """
+    training: dict[str, tuple[list[int], list[float]]]
+    validation: dict[str, tuple[list[int], list[float]]]
+    by_epoch: bool
+    resumed: list[int]
+    dropped: list[str]
+    data_share: float | None
+
+
+def join(runs: list[Run]) -> History:
+    """Puts the curves of runs together that were resumed one from the other.
+
+    A run that goes on from an iteration takes the place of what earlier ones logged behind it; one that begins anew,
+    of all that they logged.
+    """
+    training, validation, resumed, dropped = {}, {}, [], []
+    trained = [run for run in runs if run.training]
+    by_epoch = any(run.reached is not None and run.reached[0] is not None for run in trained)
+    for number, run in enumerate(trained):
+        epoch, iteration = run.resumed or (0, 0)
+        if run.resumed is None:
+            dropped = [earlier.folder.name for earlier in trained[:number]]
+            resumed = []
+        else:
+            resumed = [step for step in resumed if step < iteration] + [iteration]
+        training = {step: entry for step, entry in training.items() if step <= iteration} | run.training
+        validation = {step: entry for step, entry in validation.items()
+                      if step <= (epoch if by_epoch else iteration)} | run.validation
+    waited = sum(entry.get('data_time', 0) for entry in training.values())
+    lasted = sum(entry.get('time', 0) for entry in training.values())
+    return History(_columns(training), _columns(validation), by_epoch, resumed, dropped,
+                   waited / lasted if lasted else None)
+
+
+def _columns(entries: dict[int, dict[str, float]]) -> dict[str, tuple[list[int], list[float]]]:
+    columns = {}
+    for step in sorted(entries):
+        for name, value in entries[step].items():
+            if name not in _CLOCKS and known(name, value):
+                steps, values = columns.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    return columns
+
+
+def last_config(runs: list[Run]) -> str:
+    """Text of the config of the last run that trained, or else of the last that left one."""
+    trained = [run.config for run in runs if run.config and run.training]
+    return ([''] + [run.config for run in runs if run.config] + trained)[-1]
+
+
+def plain_values(text: str) -> dict[str, Any]:
+    """The values of a config as mmengine writes it; none of a text of another kind.
+
+    That is assignments of calls of ``dict`` and of literals. They are taken apart, not executed.
+    """
+    values = {}
+    try:
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                values[node.targets[0].id] = _plain(node.value)
+    except (SyntaxError, ValueError, RecursionError):
+        return {}
+    return values
+
+
+def _plain(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {part.arg: _plain(part.value) for part in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_plain(key): _plain(value) for key, value in zip(node.keys, node.values) if key is not None}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_plain(part) for part in node.elts]
+    return ast.literal_eval(node)
+
+
+def at(config: Any, *path: str | int) -> Any:
+    """An entry of nested dicts and lists, or None where there is none."""
+    for key in path:
+        if isinstance(config, dict):
+            config = config.get(key)
+        elif isinstance(config, list) and isinstance(key, int) and key < len(config):
+            config = config[key]
+        else:
+            return None
+    return config
+
+
+def known(name: str, value: float) -> bool:
+    """Whether a value says something: COCO's evaluation writes -1 where there is no object of a kind."""
+    return not (value == -1 and re.search(r'(^|[/_])(m?AP|AR)([_@]|$)', name))

@@ -1,1 +1,0 @@
-"""A report of a work directory: what its logs say, what evaluations left behind, figures, one page."""

@@ -1,0 +1,1 @@
+"""Errors, timing, tables, text and images: nothing here knows of models."""

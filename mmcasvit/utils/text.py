@@ -1,0 +1,8 @@
+"""Text for messages."""
+from collections.abc import Iterable
+
+
+def shorten(names: Iterable[str], limit: int = 6) -> str:
+    names = list(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more

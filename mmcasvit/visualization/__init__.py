@@ -1,0 +1,1 @@
+"""Feature maps of a model, as figures and as a page."""

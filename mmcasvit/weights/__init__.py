@@ -1,0 +1,1 @@
+"""Checkpoint files and the names and shapes in them: nothing here knows a module class."""

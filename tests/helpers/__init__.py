@@ -1,0 +1,1 @@
+"""Builders that tests share; no test imports from another test file."""

@@ -1,0 +1,414 @@
+import copy
+import json
+import pickle
+from types import SimpleNamespace
+
+import cv2
+import pytest
+import torch
+from helpers.reference import fill, image
+from mmcv.cnn import ConvModule
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseTTAModel
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.testing import assert_close
+
+from mmcasvit import CASViT, DeployHook, WeightsError, deploy, get_config, get_model
+from mmcasvit.apis.preflight import check_deployable
+from mmcasvit.models import deploy as deployment
+from mmcasvit.utils.errors import UsageError
+
+TINY = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
+EXACT = 1e-10
+
+
+def tiny(**kwargs):
+    return fill(CASViT(TINY, **kwargs)).eval()
+
+
+def assert_near(found, wanted, relative=EXACT):
+    """Compares with the largest value of each wanted tensor as the measure."""
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted):
+        assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
+
+
+def norms(model):
+    return [name for name, part in model.named_modules() if isinstance(part, _BatchNorm)]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize('size', [(64, 96), (77, 131)], ids=str)
+@pytest.mark.parametrize('arch', CASViT.arch_settings)
+def test_outputs_are_those_of_the_model(arch, size):
+    model, x = fill(CASViT(arch)).eval(), image(0, (2, 3, *size))
+    deployed = deploy(model)
+    assert norms(deployed) == []
+    assert_near(deployed(x.float()), model(x.float()), 1e-5)
+    model.double()
+    assert_near(deploy(model)(x), model(x))
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny(drop_path_rate=.5, frozen_stages=1).train()
+    before, parts = copy.deepcopy(model.state_dict()), list(model.modules())
+    flags = [(part.training, part) for part in parts], [p.requires_grad for p in model.parameters()]
+    deployed = deploy(model)
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert list(model.modules()) == parts
+    assert flags == ([(part.training, part) for part in parts], [p.requires_grad for p in model.parameters()])
+    assert not {p.data_ptr() for p in deployed.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert not any(p.requires_grad for p in deployed.parameters())
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(norm_cfg=dict(type='SyncBN')), dict(norm_cfg=dict(type='BN', affine=False)),
+    dict(norm_cfg=dict(type='BN', eps=.01)), dict(act_cfg=dict(type='SiLU')), dict(act_cfg=dict(type='LeakyReLU')),
+    dict(in_channels=5), dict(out_indices=(0, 2)), dict(out_indices=3), dict(frozen_stages=2, norm_eval=True),
+    dict(drop_path_rate=.5, with_cp=True),
+], ids=str)
+def test_variants(kwargs):
+    model = tiny(**kwargs).double()
+    x = image(1, (2, kwargs.get('in_channels', 3), 64, 64))
+    wanted = model(x)
+    deployed = deploy(model.train())
+    assert norms(deployed) == []
+    assert deployed.out_channels == model.out_channels
+    assert deployed.out_strides == model.out_strides
+    assert_near(deployed(x), wanted)
+
+
+@pytest.mark.parametrize('norm_cfg', [dict(type='GN', num_groups=4), dict(type='BN', track_running_stats=False),
+                                      dict(type='IN', affine=True)], ids=lambda cfg: cfg['type'])
+def test_norms_that_cannot_be_folded_are_kept(norm_cfg):
+    model = tiny(norm_cfg=norm_cfg).double()
+    kept = [type(part) for part in model.modules() if type(part) is type(model.norm0)]
+    deployed = deploy(model)
+    assert [type(part) for part in deployed.modules() if type(part) is type(model.norm0)] == kept
+    assert_near(deployed(image(2, (2, 3, 64, 64))), model(image(2, (2, 3, 64, 64))))
+
+
+@pytest.mark.parametrize('pixels', [1, 7, 10**6])
+def test_the_mlp_may_be_cut_anywhere(pixels, monkeypatch):
+    monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', pixels)
+    model, x = tiny().double(), image(3, (2, 3, 64, 64))
+    assert_near(deploy(model)(x), model(x))
+
+
+def test_nothing_is_written_over_inputs_and_outputs():
+    deployed = deploy(tiny())
+    first, second = image(4, (2, 3, 64, 96)).float(), image(5, (2, 3, 64, 96)).float()
+    second = second.contiguous(memory_format=torch.channels_last)
+    for x in (first, second):
+        kept = x.clone()
+        outputs = deployed(x)
+        kept_outputs = [output.clone() for output in outputs]
+        deployed(first + second)
+        assert_close(x, kept, rtol=0, atol=0)
+        assert_close(list(outputs), kept_outputs, rtol=0, atol=0)
+        assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
+
+
+def test_the_form_without_overwriting_computes_the_same(monkeypatch):
+    model, x = tiny().double(), image(6, (2, 3, 64, 96))
+    deployed = deploy(model)
+    monkeypatch.setattr(deployment, '_is_eager_on_cpu', lambda x: False)
+    assert_near(deployed(x), model(x))
+
+
+def test_training_the_deploy_form_is_an_error():
+    deployed = deploy(tiny())
+    with pytest.raises(RuntimeError, match='for inference'):
+        deployed.train()
+    with pytest.raises(RuntimeError, match='inference'):
+        nn.Sequential(deployed).train()
+    assert not any(part.training for part in deployed.eval().modules())
+    with pytest.raises(ValueError, match='no CASViT in this DeployedCASViT'):
+        deploy(deployed)
+
+
+def test_it_saves_and_loads(tmp_path):
+    x = torch.rand(1, 3, 64, 64)
+    deployed = deploy(tiny())
+    torch.save(deployed.state_dict(), tmp_path / 'deployed.pth')
+    other = deploy(CASViT(TINY))
+    other.load_state_dict(torch.load(tmp_path / 'deployed.pth', weights_only=True))
+    assert_close(list(other(x)), list(deployed(x)), rtol=0, atol=0)
+
+
+def test_it_traces_for_other_sizes_too():
+    model = tiny().double()
+    traced = torch.jit.trace(deploy(model), image(7, (1, 3, 64, 96)))
+    for shape in [(1, 3, 64, 96), (2, 3, 77, 131)]:
+        assert_near(traced(image(8, shape)), model(image(8, shape)))
+
+
+def test_it_exports_as_plain_operations_for_other_sizes_too():
+    model = fill(CASViT(dict(depths=(1, 1, 1, 1), channels=(4, 4, 4, 4)))).eval().double()
+    auto = torch.export.Dim.AUTO
+    exported = torch.export.export(
+        deploy(model), (image(7, (2, 3, 64, 96)), ), dynamic_shapes=({0: auto, 2: auto, 3: auto}, ))
+    for shape in [(2, 3, 64, 96), (3, 3, 77, 131)]:
+        assert_near(exported.module()(image(8, shape)), model(image(8, shape)))
+    functional = exported.run_decompositions()
+    used = {node.target for node in functional.graph.nodes if node.op == 'call_function'}
+    # Matrix products over 4D maps would end up between two transpositions in other runtimes.
+    assert torch.ops.aten.convolution.default in used
+    assert not {torch.ops.aten.addmm.default, torch.ops.aten.mm.default} & used
+    assert all(target.namespace == 'aten' for target in used if hasattr(target, 'namespace'))
+
+
+class Mean(nn.Module):
+    """A model of somebody else with a backbone inside."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x):
+        first, _, _, last = self.backbone(x)
+        return first.mean(), last.mean()
+
+
+def test_it_scripts_for_other_sizes_too(tmp_path):
+    model = tiny().double()
+    torch.jit.save(torch.jit.script(deploy(model)), tmp_path / 'scripted.pt')
+    scripted, around = torch.jit.load(tmp_path / 'scripted.pt'), torch.jit.script(Mean(deploy(model)))
+    for shape in [(1, 3, 64, 96), (2, 3, 77, 131)]:
+        x = image(8, shape)
+        assert_near(scripted(x), model(x))
+        assert_near(around(x), Mean(model)(x))
+
+
+@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+def test_it_compiles_as_one_graph(backend, monkeypatch):
+    monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', 20)  # some stages lie above, some below what is split
+    model, x = tiny().double(), image(9, (2, 3, 64, 96))
+    compiled = torch.compile(deploy(model), backend=backend, fullgraph=True)
+    assert_near(compiled(x), model(x))
+
+
+@pytest.mark.parametrize('size, operators', [((64, 96), 0), ((256, 320), 1)], ids=str)
+def test_the_compiler_gets_the_mlp_of_large_maps_as_one_operator(size, operators):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model, x = tiny(), image(9, (1, 3, *size)).float()
+    assert_near(torch.compile(deploy(model), backend=keep, fullgraph=True)(x), model(x), 1e-5)
+    assert len(graphs) == 1
+    assert sum('with_mlp' in str(node.target) for node in graphs[0].graph.nodes) == operators
+
+
+@pytest.mark.parametrize('dtype, biased', [(torch.float64, True), (torch.float32, False)], ids=str)
+def test_the_operator_keeps_the_rules_of_the_compiler(dtype, biased, monkeypatch):
+    monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', 5)
+    shapes = [(2, 4, 3, 5), (16, 4, 1, 1), (16, ), (4, 16, 1, 1), (4, )]
+    x, weight1, bias1, weight2, bias2 = (image(i, shape).to(dtype) for i, shape in enumerate(shapes))
+    arguments = x, weight1, bias1, weight2, bias2 if biased else None, 'none'
+    torch.library.opcheck(torch.ops.mmcasvit.with_mlp.default, arguments)
+    hidden = nn.functional.gelu(nn.functional.conv2d(x, weight1, bias1))
+    assert_close(torch.ops.mmcasvit.with_mlp(*arguments), x + nn.functional.conv2d(hidden, weight2, arguments[4]))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision(dtype):
+    model, x = tiny(), image(10, (1, 3, 64, 96)).float()
+    wanted = model(x)
+    with torch.autocast('cpu', dtype=dtype):
+        mixed = deploy(model)(x)
+    low = deploy(model).to(dtype)(x.to(dtype))
+    for outputs in (mixed, low):
+        for output, expected in zip(outputs, wanted):
+            assert (output.float() - expected).norm() < .03 * expected.norm()
+
+
+class Model(nn.Module):
+    """What surrounds a backbone in these tests."""
+
+    def __init__(self, *heads):
+        super().__init__()
+        self.backbone = tiny(out_indices=0)
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x):
+        x = self.backbone(x)[0]
+        return tuple(head(x) for head in self.heads)
+
+    test_step = forward
+
+
+def head(**kwargs):
+    return ConvModule(8, 8, 3, padding=1, **{'norm_cfg': dict(type='BN'), **kwargs})
+
+
+def test_norms_of_heads_are_folded_where_the_formula_holds():
+    sharing = head(), head()
+    sharing[1].conv = sharing[0].conv
+    folded = [head(), head(act_cfg=None, norm_cfg=dict(type='SyncBN')), head(bias=True, groups=2), *sharing]
+    kept = [head(order=('norm', 'conv', 'act')), head(order=('conv', 'act', 'norm')), head(with_spectral_norm=True),
+            head(conv_cfg=dict(type='ConvWS')), head(norm_cfg=dict(type='GN', num_groups=2)),
+            head(norm_cfg=dict(type='BN', track_running_stats=False)), head(conv_cfg=dict(type='deconv'))]
+    model = fill(Model(*folded, *kept)).eval().double()
+    for part in folded:  # as mmengine's switch does for training
+        part.turn_on_efficient_conv_bn_eval()
+    deployed, x = deploy(model), image(11, (2, 3, 64, 64))
+    assert_near(deployed(x), model(x))
+    assert norms(deployed.heads[:len(folded)]) == []
+    assert [any(map(bool, norms(part))) or 'gn' in dict(part.named_children()) for part in
+            deployed.heads[len(folded):]] == [True] * len(kept)
+
+
+CONFIGS = ['retinanet_casvit-xs_fpn_1x_coco', 'mask-rcnn_casvit-xs_fpn_1x_coco',
+           'semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512', 'upernet_casvit-xs_8xb2-160k_ade20k-512x512']
+
+
+def tiny_config(name):
+    """One of the project's configs with a tiny backbone."""
+    cfg = get_config(name)
+    cfg.model.backbone.arch = TINY
+    channels = [TINY['channels'][i] for i in cfg.model.backbone.get('out_indices', range(4))]
+    if 'neck' in cfg.model:
+        cfg.model.neck.in_channels = channels
+    else:
+        cfg.model.decode_head.in_channels = channels
+        cfg.model.auxiliary_head.in_channels = channels[2]
+    return cfg
+
+
+def kept_affine(deployed):
+    """The stages whose outputs are still multiplied and shifted in the backbone."""
+    return [i for i, norm in enumerate(deployed.backbone.output_norms) if isinstance(norm, deployment.Affine)]
+
+
+@pytest.mark.parametrize('config, affine', list(zip(CONFIGS, [[3], [], [], [0, 1, 2, 3]])), ids=lambda v: str(v)[:9])
+def test_whole_models(config, affine):
+    """Laterals of an FPN take the norms of the backbone; what a padded convolution reads keeps its own."""
+    model = fill(get_model(tiny_config(config))).double()
+    deployed, x = deploy(model), image(12, (2, 3, 64, 96))
+    assert norms(deployed) == []
+    assert kept_affine(deployed) == affine
+    assert_near(deployed.extract_feat(x), model.extract_feat(x))
+    if hasattr(model, 'decode_head'):
+        assert_near(deployed(x, mode='tensor'), model(x, mode='tensor'))
+    elif hasattr(model, 'bbox_head'):
+        for found, wanted in zip(deployed(x, mode='tensor'), model(x, mode='tensor')):
+            assert_near(found, wanted)
+
+
+def test_a_neck_gets_the_norms_only_where_nobody_else_reads_the_backbone():
+    class Reader(type(get_model(tiny_config(CONFIGS[1])))):
+        """A detector that returns the maps of the backbone beside those of the neck."""
+
+        def extract_feat(self, x):
+            return (*self.backbone(x), *super().extract_feat(x))
+
+    model = fill(get_model(tiny_config(CONFIGS[1]))).double()
+    model.__class__ = Reader
+    deployed, x = deploy(model), image(12, (1, 3, 64, 96))
+    assert kept_affine(deployed) == [0, 1, 2, 3]
+    assert_near(deployed.extract_feat(x), model.extract_feat(x))
+
+
+def test_the_deploy_form_of_a_detector_saves_and_loads(tmp_path):
+    model = fill(get_model(tiny_config(CONFIGS[0])))
+    deployed, x = deploy(model), torch.rand(1, 3, 64, 64)
+    torch.save(deployed.state_dict(), tmp_path / 'deployed.pth')
+    other = deploy(get_model(tiny_config(CONFIGS[0])))
+    other.load_state_dict(torch.load(tmp_path / 'deployed.pth', weights_only=True))
+    assert_close(other.extract_feat(x), deployed.extract_feat(x), rtol=0, atol=0)
+
+
+def test_a_model_that_must_not_predict_does_not_predict_deployed():
+    """The checkpoint had no head for this model."""
+    model = get_model(tiny_config(CONFIGS[0]))
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith('bbox_head')}
+    load_state_dict(model, weights)
+    with pytest.raises(WeightsError, match='cannot predict'):
+        deploy(model).extract_feat(torch.rand(1, 3, 64, 64))
+
+
+class Averaged(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize('wrapper', [None, Averaged], ids=str)
+def test_the_hook_deploys_for_the_time_of_a_test(wrapper):
+    model = Model(head()).eval() if wrapper is None else wrapper(Model(head())).eval()
+    runner = SimpleNamespace(model=model)
+    hook = DeployHook()
+    hook.before_test_epoch(runner)
+    tested = runner.model if wrapper is None else runner.model.module
+    assert type(runner.model) is type(model)
+    assert runner.model is not model
+    assert norms(tested) == []
+    hook.after_test_epoch(runner, {})
+    assert runner.model is model
+    assert norms(model) != []
+
+
+def test_the_hook_deploys_averaged_weights_where_another_hook_puts_them_in_place():
+    hooks = Runner.__new__(Runner)
+    hooks._hooks = []
+    hooks.register_hook(DeployHook())
+    hooks.register_hook(EMAHook())
+    assert [type(hook) for hook in hooks.hooks] == [EMAHook, DeployHook]
+
+
+@pytest.fixture
+def evaluate(run_tool, tmp_path):
+    """Evaluates a tiny model with random statistics, as it is and deployed; returns its metrics and where it wrote."""
+    def run(config, out, *options):
+        cfg = tiny_config(config)
+        cfg.dump(tmp_path / 'tiny.py')
+        torch.save(dict(state_dict=fill(get_model(cfg)).state_dict()), tmp_path / 'tiny.pth')
+        found = []
+        for name, flags in (('plain', []), ('deployed', ['--deploy'])):
+            done = run_tool('test.py', 'tiny.py', 'tiny.pth', *flags, '--work-dir', name, '--out', f'{name}_{out}',
+                            '--cfg-options', *options, 'test_dataloader.num_workers=0',
+                            'test_dataloader.persistent_workers=False', cwd=tmp_path)
+            assert ('deploy form' in done.stdout + done.stderr) == bool(flags)
+            metrics = json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
+            metrics = {key: value for key, value in metrics.items() if 'time' not in key}
+            found.append((metrics, tmp_path / f'{name}_{out}'))
+        return found
+    return run
+
+
+@pytest.mark.slow
+def test_a_detector_is_evaluated_deployed(evaluate, shapes):
+    (plain, plain_file), (deployed, deployed_file) = evaluate(
+        'retinanet_casvit-xs_fpn_6e_shapes', 'out.pkl', f'data_root={shapes}/coco/', 'model.test_cfg.score_thr=0.')
+    assert plain == pytest.approx(deployed, abs=.01)
+    for a, b in zip(*(pickle.loads(file.read_bytes()) for file in (plain_file, deployed_file))):
+        assert len(a['pred_instances']['scores']) == 100
+        assert_close(b['pred_instances']['scores'], a['pred_instances']['scores'], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_segmentor_is_evaluated_deployed(evaluate, shapes):
+    (plain, plain_masks), (deployed, deployed_masks) = evaluate(
+        'semantic-fpn_casvit-xs_600i_shapes', 'masks', f'data_root={shapes}/ade',
+        'model.data_preprocessor.size=(64,96)')
+    assert plain['mIoU'] > 0
+    assert plain == pytest.approx(deployed, abs=.05)
+    for file in plain_masks.iterdir():
+        assert (cv2.imread(str(file), -1) == cv2.imread(str(deployed_masks / file.name), -1)).mean() > .999
+
+
+def test_a_model_without_casvit_cannot_be_deployed_by_the_tools():
+    with pytest.raises(UsageError, match='no CASViT'):
+        check_deployable(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match='no CASViT in this Conv2d'):
+        deploy(nn.Conv2d(1, 1, 1))

@@ -1,0 +1,278 @@
+"""A file that does not fit is never loaded in silence, whichever program loads it."""
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers.attack import Attack
+from helpers.reference import fill, published_checkpoint
+from helpers.repository import ROOT, write_tiny_config
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel, ExponentialMovingAverage
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from torch import nn
+from torch.testing import assert_close
+
+from mmcasvit import CASViT, WeightsError
+from mmcasvit.weights.checkpoint import write_checkpoint
+from mmcasvit.weights.names import to_own_names
+
+ARCH = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24))
+
+
+class Model(BaseModel):
+    """A backbone and a classifying layer, named as mmdet's are."""
+
+    def __init__(self, classes=3, **kwargs):
+        super().__init__()
+        self.backbone = CASViT(**{'arch': ARCH, **kwargs})
+        self.fc_cls = nn.Linear(self.backbone.out_channels[-1], classes + 1)
+
+    def forward(self, x):
+        return self.fc_cls(self.backbone(x)[-1].mean((2, 3)))
+
+
+class PlainModule(nn.Module):
+    """Outside mmengine's kind of models."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.fc_cls = CASViT(ARCH), nn.Linear(24, 4)
+
+
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmcasvit.models.load_checks.print_log', lambda text, **kwargs: lines.append(text))
+    return lines
+
+
+def save(content, path):
+    torch.save(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda state: dict(state_dict=state, meta={}),
+    lambda state: dict(model=state, optimizer=dict(state={}), epoch=3),
+    lambda state: dict(model_ema=state),
+    lambda state: state,
+    lambda state: dict(model={f'module.{key}': value for key, value in state.items()}),
+], ids=['state_dict', 'model', 'model_ema', 'bare', 'module'])
+def test_mmengine_loads_weights_from_wherever_they_are(tmp_path, wrap, log):
+    wanted = fill(Model()).state_dict()
+    model = Model()
+    load_checkpoint(model, save(wrap(wanted), tmp_path / 'x.pth'), map_location='cpu')
+    assert_close(model.state_dict(), wanted)
+    assert log == []
+    model.eval()(X)
+
+
+def test_mmengine_loads_safetensors(tmp_path):
+    wanted = fill(Model()).state_dict()
+    write_checkpoint(dict(state_dict=wanted, meta=dict(dataset_meta=dict(classes=('a', 'b')))),
+                     tmp_path / 'x.safetensors')
+    model = Model()
+    content = load_checkpoint(model, str(tmp_path / 'x.safetensors'), map_location='cpu')
+    assert_close(model.state_dict(), wanted)
+    assert content['meta']['dataset_meta']['classes'] == ['a', 'b']
+
+
+@pytest.mark.parametrize('content, words', [
+    (lambda: fill(Model(arch='xs')).state_dict(),
+     r"expected: a CAS-ViT of depths \(1, 1, 1, 1\).*found: arch 'xs'.*of another shape.*Give the config"),
+    (lambda: {'backbone.layer1.weight': torch.ones(1), 'fc_cls.bias': torch.ones(4)},
+     r'found: no CAS-ViT at all.*missing in the file: backbone.patch_embed'),
+    (lambda: {f'student.{key}': value for key, value in Model().state_dict().items()},
+     r'No name of the file is one of this model.*converted'),
+    (lambda: published_checkpoint('xs'), 'The file holds a backbone alone: give it as model.backbone.init_cfg'),
+    (lambda: {key: value for key, value in Model().state_dict().items() if 'backbone.norm0' not in key},
+     r'missing in the file: backbone.norm0.weight.*fewer outputs.*--pretrained FILE'),
+    (lambda: dict(epoch=3), '0 tensors fit'),
+    (lambda: dict(state_dict={}), '0 tensors fit'),
+], ids=['another arch', 'another model', 'other names', 'ImageNet file', 'an output less', 'no weights', 'empty'])
+def test_a_file_without_the_backbone_is_refused_in_one_block(tmp_path, content, words):
+    with pytest.raises(WeightsError, match=f'(?s)does not fit the model.*{words}'):
+        load_checkpoint(Model(), save(content(), tmp_path / 'x.pth'), map_location='cpu')
+
+
+def test_a_model_with_other_classes_trains_but_does_not_predict(tmp_path, log):
+    wanted = fill(Model(classes=5)).state_dict()
+    path = save(dict(state_dict=wanted), tmp_path / 'x.pth')
+    model = Model()
+    load_checkpoint(model, path, map_location='cpu')
+    assert_close(model.backbone.state_dict(), {key.removeprefix('backbone.'): value for key, value in wanted.items()
+                                               if key.startswith('backbone.')})
+    assert len(log) == 1
+    assert 'with 3 classes, found: a CAS-ViT' in log[0]
+    assert 'with 5 classes' in log[0]
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(WeightsError, match=r'(?s)cannot predict.*fc_cls.weight: file \(6, 24\), model \(4, 24\)'):
+            copied.eval()(X)
+        copied.train()(X)
+        assert copied.eval()(X).shape == (2, 4)
+
+
+def test_a_file_that_fits_ends_the_refusal(tmp_path):
+    model = Model().eval()
+    load_checkpoint(model, save(Model(classes=5).state_dict(), tmp_path / 'other.pth'), map_location='cpu')
+    load_checkpoint(model, save(fill(Model()).state_dict(), tmp_path / 'right.pth'), map_location='cpu')
+    assert_close(model(X), fill(Model()).eval()(X))
+
+
+def test_a_part_that_is_loaded_on_purpose_is_left_alone(tmp_path, log):
+    model = Model().eval()
+    head = {'fc_cls.bias': torch.full((4, ), 2.)}
+    missing, unexpected = model.load_state_dict(head, strict=False)
+    assert {'fc_cls.weight', 'backbone.patch_embed.0.weight'} < set(missing)
+    assert unexpected == []
+    assert_close(model.fc_cls.bias.data, head['fc_cls.bias'])
+    assert model.load_state_dict({}, strict=False).unexpected_keys == []
+    model(X)
+    with pytest.raises(RuntimeError, match='Missing key'):
+        model.load_state_dict(head)
+    load_checkpoint(PlainModule(), save(head, tmp_path / 'x.pth'), map_location='cpu')
+    assert log == []
+
+
+def test_averages_and_copies_load_and_refuse_as_the_model(tmp_path, log):
+    model = fill(Model())
+    average = ExponentialMovingAverage(model)
+    state = copy.deepcopy(average.state_dict())
+    for value in state.values():
+        value.mul_(2) if value.is_floating_point() else None
+    average.load_state_dict(state)
+    assert_close(average.module.fc_cls.weight.data, 2 * model.fc_cls.weight.data)
+    path = save({'backbone.x': torch.ones(1)}, tmp_path / 'x.pth')
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), average.module):
+        with pytest.raises(WeightsError):
+            load_checkpoint(copied, path, map_location='cpu')
+    assert log == []
+
+
+def test_a_runner_finds_the_weights_before_its_other_hooks_look_for_them(tmp_path):
+    wanted = fill(Model()).state_dict()
+    path = save(dict(model=wanted, epoch=3), tmp_path / 'x.pth')
+    runner = Runner(Model(), work_dir=str(tmp_path), default_scope='mmengine', experiment_name='ema',
+                    custom_hooks=[dict(type='EMAHook'), dict(type='mmcasvit.CheckWeightsHook')])
+    runner.call_hook('before_run')
+    runner.load_checkpoint(path)
+    assert_close(runner.model.state_dict(), wanted)
+    averaged = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
+    assert_close(averaged.state_dict(), wanted)
+    del wanted['fc_cls.bias']
+    with pytest.raises(WeightsError, match='nothing was loaded'):
+        runner.load_checkpoint(save(dict(model=wanted), tmp_path / 'x.pth'))
+    runner._resume = True
+    with pytest.raises(WeightsError, match='no state of a training run'):
+        runner.resume(path)
+
+
+def test_values_that_are_no_tensors_survive(tmp_path):
+    class WithState(Model):
+        def get_extra_state(self):
+            return {'note': 7}
+
+        def set_extra_state(self, state):
+            self.note = state['note']
+
+    model = WithState()
+    load_checkpoint(model, save(WithState().state_dict(), tmp_path / 'x.pth'), map_location='cpu')
+    assert model.note == 7
+
+
+def test_a_model_sharded_by_fsdp_loads(tmp_path):
+    """Its parts hold no tensor whole: they are not judged."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        wanted = fill(Model()).state_dict()
+        model = Model()
+        model.backbone.network[0] = FullyShardedDataParallel(model.backbone.network[0], device_id=torch.device('cpu'))
+        model = FullyShardedDataParallel(model, device_id=torch.device('cpu'))
+        model.load_state_dict(wanted)
+        assert_close(model.state_dict(), wanted)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_classifier_of_the_authors_is_renamed_where_a_classifier_is_loaded(tmp_path):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.dist_head = nn.Linear(220, 1000), nn.Linear(220, 1000)
+
+    class Classifier(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = CASViT('xs', out_indices=3), Heads()
+
+        def forward(self, x):
+            return self.backbone(x)
+
+    model = Classifier()
+    theirs = published_checkpoint('xs')
+    load_checkpoint(model, save(theirs, tmp_path / 'x.pth'), map_location='cpu')
+    assert_close(model.state_dict(), to_own_names(theirs['model']))
+
+
+CONFIGS = dict(mmdet=ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
+               mmseg=ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py')
+
+
+def programs(scope):
+    """The framework's ways to a model from a config and a checkpoint."""
+    if scope == 'mmdet':
+        from mmdet.apis import DetInferencer as Inferencer
+        from mmdet.apis import init_detector as init
+    else:
+        from mmseg.apis import MMSegInferencer as Inferencer
+        from mmseg.apis import init_model as init
+    return [lambda config, file: init(str(config), file, device='cpu'),
+            lambda config, file: Inferencer(str(config), file, device='cpu').model]
+
+
+@pytest.mark.parametrize('scope', CONFIGS)
+def test_the_frameworks_own_programs_load_and_refuse(tmp_path, scope, log):
+    pytest.importorskip(scope)
+    import importlib
+    registry = importlib.import_module(f'{scope}.registry')
+    config = write_tiny_config(tmp_path / f'{scope}_tiny.py', CONFIGS[scope])
+    cfg = Config.fromfile(config)
+    init_default_scope(scope)
+    wanted = fill(registry.MODELS.build(cfg.model)).state_dict()
+    meta = dict(dataset_meta=dict(classes=('a', 'b'), palette=[[0, 0, 0], [1, 1, 1]]))
+    files = [save(dict(model=wanted, meta=meta), tmp_path / 'model.pth'), str(tmp_path / 'x.safetensors')]
+    write_checkpoint(dict(state_dict=wanted, meta=meta), tmp_path / 'x.safetensors')
+    wider = save(dict(state_dict={key: torch.cat([value, value]) if value.ndim else value
+                                  for key, value in wanted.items()}, meta=meta), tmp_path / 'wider.pth')
+    head = 'roi_head.bbox_head.fc_cls' if scope == 'mmdet' else 'decode_head.conv_seg'
+    others = {key: value[:-1] if key.startswith(head) else value for key, value in wanted.items()}
+    other_classes = save(dict(state_dict=others, meta=meta), tmp_path / 'classes.pth')
+    for load, file in zip(programs(scope), files):
+        model = load(config, file)
+        assert_close(model.state_dict(), wanted)
+        assert tuple(model.dataset_meta['classes']) == ('a', 'b')
+        assert log == []
+        with pytest.raises(WeightsError, match=r'(?s)does not fit the model.*of another shape'):
+            load(config, wider)
+        model = load(config, other_classes)
+        with pytest.raises(WeightsError, match=r'(?s)cannot predict.*with \d classes.*with \d classes'):
+            model.backbone(X)
+        log.clear()
+
+
+def test_what_mmengine_did_with_other_pickles_stays(tmp_path):
+    """Importing the package lets through more plain values, and no code."""
+    from mmengine.logging import HistoryBuffer
+    content = published_checkpoint('xs') | dict(log=HistoryBuffer([1.], [1]))
+    torch.load(save(content, tmp_path / 'x.pth'), weights_only=True)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(save(Attack(str(tmp_path / 'trace')), tmp_path / 'y.pth'), weights_only=True)
+    assert not (tmp_path / 'trace').exists()

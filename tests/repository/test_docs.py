@@ -1,0 +1,89 @@
+"""The documentation keeps its word: its examples run, its commands parse, its links and its table are right."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.repository import ROOT, load_tool
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+# The worked examples have to show that everything fits, not to teach xs anything.
+ENVIRONMENT = dict(OMP_NUM_THREADS='2')
+
+
+def blocks(page):
+    """Language, note behind it, and text of each fenced block."""
+    return FENCE.findall(page.read_text())
+
+
+def commands(page):
+    """Every command of a page, continued lines joined, comments dropped, split as a shell does."""
+    for language, _, text in blocks(page):
+        if language == 'bash':
+            for line in text.replace('\\\n', ' ').splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield words
+
+
+def tool_calls():
+    for page in PAGES:
+        for words in commands(page):
+            tools = [i for i, word in enumerate(words) if re.fullmatch(r'tools/\w+\.py', word)]
+            if tools:
+                yield pytest.param(words[tools[0]], words[tools[0] + 1:],
+                                   id=f'{page.stem}: {" ".join(words[tools[0]:])[:80]}')
+
+
+@pytest.mark.parametrize('tool, arguments', tool_calls())
+def test_a_command_names_flags_and_configs_that_exist(tool, arguments, monkeypatch):
+    module = load_tool(Path(tool).stem)
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    module.parse_args()
+    for word in arguments:
+        if word.startswith('configs/'):
+            assert (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', page.read_text()):
+        if '://' not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_linked():
+    linked = ' '.join(page.read_text() for page in PAGES)
+    for page in PAGES[1:]:
+        assert re.search(rf'\]\((docs/)?{page.name}\)', linked), page.name
+
+
+def test_the_table_of_configs_is_up_to_date():
+    command = [sys.executable, ROOT / 'tools/list_configs.py']
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() in (ROOT / 'docs/configs.md').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [page.name for page in PAGES if any(note == 'run' for _, note, _ in blocks(page))])
+def test_the_examples_of_a_page_run(name, tmp_path):
+    page = next(page for page in PAGES if page.name == name)
+    for folder in ('configs', 'tools'):
+        os.symlink(ROOT / folder, tmp_path / folder)
+
+    environment = {**os.environ, **ENVIRONMENT, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    ran = 0
+    for language, note, text in blocks(page):
+        if note.startswith('file='):
+            file = tmp_path / note.removeprefix('file=')
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        elif note == 'run':
+            code = dict(bash=['bash', '-e', '-c', text], python=[sys.executable, '-c', text])[language]
+            done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f'{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+            ran += 1
+    assert ran
