@@ -2,18 +2,22 @@
 
 The package is imported where an entry point is called, so that listing them takes no time.
 """
+
 dependencies = ['torch', 'numpy', 'mmengine', 'mmcv']
 
 
 def _refuse_pretrained(arguments):
     if arguments.pop('pretrained', False):
-        raise ValueError('no weights are hosted where a program could download them. Download the file by hand, see '
-                         "docs/weights.md, and give it: checkpoint='cas-vit.pth' instead of pretrained=True.")
+        raise ValueError(
+            'no weights are hosted where a program could download them. Download the file by hand, see '
+            "docs/weights.md, and give it: checkpoint='cas-vit.pth' instead of pretrained=True."
+        )
 
 
 def _classifier(arch, checkpoint, arguments):
     _refuse_pretrained(arguments)
     from mmcasvit.models.classifier import CASViTClassifier
+
     model = CASViTClassifier(arch, **arguments)
     if checkpoint is not None:
         model.load_pretrained(checkpoint, new_heads='num_classes' in arguments)
@@ -23,6 +27,7 @@ def _classifier(arch, checkpoint, arguments):
 def _backbone(arch, checkpoint, arguments):
     _refuse_pretrained(arguments)
     from mmcasvit import CASViT, load_pretrained
+
     model = CASViT(arch, **arguments)
     if checkpoint is not None:
         load_pretrained(model, checkpoint)
@@ -86,4 +91,5 @@ def model(config, checkpoint=None, device='cpu'):
     device: where the model goes.
     """
     from mmcasvit import get_model
+
     return get_model(config, checkpoint, device)

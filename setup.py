@@ -45,10 +45,24 @@ setup(
     # only one can be installed: see requirements/. Naming either here would pull it in over the other.
     install_requires=['torch>=2.7', 'numpy'],
     extras_require={
-        'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
-                  'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'],
-        'openmmlab': ['mmengine>=0.10.7', 'mmcv>=2.1.0,<2.2', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2', 'ftfy', 'regex',
-                      'numpy<2', 'setuptools<81'],
+        'onedl': [
+            'onedl-mmengine>=0.10.12',
+            'onedl-mmcv>=2.3.6',
+            'onedl-mmdetection>=3.5.1',
+            'onedl-mmsegmentation>=1.4.2',
+            'ftfy',
+            'regex',
+        ],
+        'openmmlab': [
+            'mmengine>=0.10.7',
+            'mmcv>=2.1.0,<2.2',
+            'mmdet>=3.3.0',
+            'mmsegmentation>=1.2.2',
+            'ftfy',
+            'regex',
+            'numpy<2',
+            'setuptools<81',
+        ],
         # Newer releases of openxlab, which mim brings along, ask for a setuptools of 2022.
         'mim': ['openmim>=0.3.9', 'openxlab<=0.0.11', 'setuptools<81'],
         # And a torchvision that was built for the installed PyTorch: named here, it would bring its own PyTorch along.

@@ -3,6 +3,7 @@
 What is finished is not trained again and what was interrupted goes on; the runs of a changed config need another
 work directory. A table (results.md, results.csv) and a picture (results.png) stay in the work directory.
 """
+
 import argparse
 import json
 import statistics
@@ -31,18 +32,35 @@ DEFAULT = [str(ROOT / f'configs/ablation/semantic-fpn_casvit-xs{mixer}_480i_half
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='*', default=DEFAULT, metavar='CONFIG',
-                        help='variants (default: the six token mixers on the made-up scenes)')
+    parser.add_argument(
+        'configs',
+        nargs='*',
+        default=DEFAULT,
+        metavar='CONFIG',
+        help='variants (default: the six token mixers on the made-up scenes)',
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='(default: 0 1 2)')
-    parser.add_argument('--metric', default='mIoU', metavar='NAME',
-                        help='of the last validation, such as coco/bbox_mAP (default: mIoU)')
+    parser.add_argument(
+        '--metric', default='mIoU', metavar='NAME', help='of the last validation, such as coco/bbox_mAP (default: mIoU)'
+    )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/ablation'), metavar='DIR')
-    parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
-                        help='of the image for which the cost of the backbone is counted and measured '
-                             '(default: 512 512)')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(512, 512),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the image for which the cost of the backbone is counted and measured (default: 512 512)',
+    )
     parser.add_argument('--rounds', type=int, default=5, help='in which the backbones are timed in turns (default: 5)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='override entries of every config; data_root=DIR moves every data set')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of every config; data_root=DIR moves every data set',
+    )
     return parser.parse_args()
 
 
@@ -92,13 +110,24 @@ def train(config, seed):
     if note.is_file():
         return json.loads(note.read_text())
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', folder, '--resume',
-               '--cfg-options', f'randomness.seed={seed}']
+    command = [
+        sys.executable,
+        ROOT / 'tools/train.py',
+        config,
+        '--work-dir',
+        folder,
+        '--resume',
+        '--cfg-options',
+        f'randomness.seed={seed}',
+    ]
     with open(folder / 'printed.txt', 'a') as printed:
         if subprocess.run([str(part) for part in command], stdout=printed, stderr=subprocess.STDOUT).returncode:
             return None
-    entries = [json.loads(line) for file in sorted(folder.glob('*/vis_data/scalars.json'))
-               for line in file.read_text().splitlines()]
+    entries = [
+        json.loads(line)
+        for file in sorted(folder.glob('*/vis_data/scalars.json'))
+        for line in file.read_text().splitlines()
+    ]
     validations = [entry for entry in entries if 'lr' not in entry]
     if not validations:
         raise UsageError(f'{config} was trained and never evaluated: its train_cfg.val_interval is too long.')
@@ -109,8 +138,10 @@ def train(config, seed):
 
 def metric_of(result, metric):
     if metric not in result:
-        raise UsageError(f'--metric: no {metric!r} was measured; valid: '
-                         f'{", ".join(key for key in result if "time" not in key and key != "step")}')
+        raise UsageError(
+            f'--metric: no {metric!r} was measured; valid: '
+            f'{", ".join(key for key in result if "time" not in key and key != "step")}'
+        )
     return result[metric]
 
 
@@ -132,26 +163,32 @@ def costs(cfgs, size, rounds):
             memory = peak_memory(Variant(str(config), 'train', size=tuple(size)))
             found[name] = dict(params=cost.params, macs=cost.macs, memory=memory and memory.total)
             backbone = CASViT(**settings).eval()
-            timers[name] = measuring.Timer(lambda backbone=backbone: backbone(x), 'cpu', 1, warmup=1,
-                                           clock=time.process_time)
+            timers[name] = measuring.Timer(
+                lambda backbone=backbone: backbone(x), 'cpu', 1, warmup=1, clock=time.process_time
+            )
         samples = measuring.interleave(timers, rounds)
     return {name: dict(cost, seconds=measuring.spread(samples[name])) for name, cost in found.items()}
 
 
 def table(rows, metric, size, rounds):
-    cells = [{
-        'variant': row['variant'],
-        **dict(zip((f'{metric}, mean ± std', 'lowest to highest'), text_of(row['values']))),
-        'seeds': len(row['values']),
-        'params, M': f'{row["params"] / 1e6:.2f}',
-        'GMACs': row['macs'] / 1e9,
-        'ms': row['seconds'].median * 1000,
-        'training, MiB': row['memory'] and round(row['memory'] / 2**20),
-    } for row in rows]
+    cells = [
+        {
+            'variant': row['variant'],
+            **dict(zip((f'{metric}, mean ± std', 'lowest to highest'), text_of(row['values']))),
+            'seeds': len(row['values']),
+            'params, M': f'{row["params"] / 1e6:.2f}',
+            'GMACs': row['macs'] / 1e9,
+            'ms': row['seconds'].median * 1000,
+            'training, MiB': row['memory'] and round(row['memory'] / 2**20),
+        }
+        for row in rows
+    ]
     height, width = size
-    return (f'{reporting.markdown(cells)}\n\nParameters, multiply-adds and time are those of the backbone on one image '
-            f'of {height}x{width} pixels: processor time of one thread, medians of {rounds} rounds in turns, on '
-            f'{measuring.machine(["cpu"])}. Memory is the peak of a training step of the whole model on such an image.')
+    return (
+        f'{reporting.markdown(cells)}\n\nParameters, multiply-adds and time are those of the backbone on one image '
+        f'of {height}x{width} pixels: processor time of one thread, medians of {rounds} rounds in turns, on '
+        f'{measuring.machine(["cpu"])}. Memory is the peak of a training step of the whole model on such an image.'
+    )
 
 
 @exits_cleanly
@@ -171,12 +208,16 @@ def main():
     trained = [name for name in cfgs if values[name]]
     if trained:
         cost = costs({name: (files[name], cfgs[name][1]) for name in trained}, args.size, args.rounds)
-        rows = [dict(variant=name, values=values[name], mean=statistics.mean(values[name]), **cost[name])
-                for name in trained]
+        rows = [
+            dict(variant=name, values=values[name], mean=statistics.mean(values[name]), **cost[name])
+            for name in trained
+        ]
         text = table(rows, args.metric, args.size, args.rounds)
         (args.work_dir / 'results.md').write_text(text + '\n')
-        reporting.write_csv(args.work_dir / 'results.csv', [
-            {**row, **{f'seed_{i}': value for i, value in enumerate(row['values'])}} for row in rows])
+        reporting.write_csv(
+            args.work_dir / 'results.csv',
+            [{**row, **{f'seed_{i}': value for i, value in enumerate(row['values'])}} for row in rows],
+        )
         reporting.plot_seeds(args.work_dir / 'results.png', rows, args.metric)
         print(f'\n{text}\n\ntable, rows and picture: {args.work_dir}/results.md, .csv, .png')
     if failed:

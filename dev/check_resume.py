@@ -4,6 +4,7 @@ Each run is a process with its data loader's workers, ended by SIGKILL. When a r
 schedules, log buffers and logged losses are compared to the last bit, and the next one begins. Without a config it
 trains a small Mask R-CNN by epochs and a small Semantic FPN by iterations, in turns, on scenes that it draws.
 """
+
 import argparse
 import contextlib
 import importlib
@@ -35,18 +36,24 @@ TINY = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24))
 DETECTOR = ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py'
 SEGMENTOR = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
 SMALL = {
-    'model.backbone.arch': dict(_delete_=True, **TINY), 'model.neck.in_channels': list(TINY['channels']),
-    'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 3,
-    'train_dataloader.batch_size': 2, 'train_dataloader.num_workers': 1, 'val_dataloader.num_workers': 0,
-    'val_dataloader.persistent_workers': False, 'default_hooks.visualization.draw': False,
+    'model.backbone.arch': dict(_delete_=True, **TINY),
+    'model.neck.in_channels': list(TINY['channels']),
+    'default_hooks.checkpoint.by_epoch': False,
+    'default_hooks.checkpoint.interval': 3,
+    'train_dataloader.batch_size': 2,
+    'train_dataloader.num_workers': 1,
+    'val_dataloader.num_workers': 0,
+    'val_dataloader.persistent_workers': False,
+    'default_hooks.visualization.draw': False,
     'default_hooks.logger.interval': 1,
 }
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', nargs='?', help='a config of a run that takes less than a minute (default: two made '
-                                                  'for this)')
+    parser.add_argument(
+        'config', nargs='?', help='a config of a run that takes less than a minute (default: two made for this)'
+    )
     parser.add_argument('--kills', type=int, default=100, help='how often to kill (default: 100)')
     parser.add_argument('--minutes', type=float, help='stop killing after so long')
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
@@ -58,11 +65,20 @@ def parse_args():
 def small_configs(folder: Path) -> dict:
     """The two runs that are killed by default."""
     write_dataset(folder / 'data', train=8, val=2, seed=1, height=64, width=64)
-    detector = load_config(str(DETECTOR), {
-        **SMALL, 'data_root': f'{folder}/data/coco/', 'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 1})
-    segmentor = load_config(str(SEGMENTOR), {
-        **SMALL, 'data_root': f'{folder}/data/ade', 'train_cfg.max_iters': 12, 'train_cfg.val_interval': 4,
-        'model.data_preprocessor.size': (64, 64)})
+    detector = load_config(
+        str(DETECTOR),
+        {**SMALL, 'data_root': f'{folder}/data/coco/', 'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 1},
+    )
+    segmentor = load_config(
+        str(SEGMENTOR),
+        {
+            **SMALL,
+            'data_root': f'{folder}/data/ade',
+            'train_cfg.max_iters': 12,
+            'train_cfg.val_interval': 4,
+            'model.data_preprocessor.size': (64, 64),
+        },
+    )
     for cfg in (detector, segmentor):
         cfg.custom_hooks.append(dict(type='EMAHook'))
     return dict(detector=detector, segmentor=segmentor)
@@ -83,6 +99,7 @@ def train(cfg, work_dir: Path, log: Path) -> None:
         status = 0
     except BaseException:
         import traceback
+
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -136,6 +153,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if args.config:
             from mmengine.config import DictAction
+
             options = argparse.ArgumentParser()
             options.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
             given = options.parse_args(['--cfg-options', *args.cfg_options] if args.cfg_options else []).cfg_options
@@ -159,13 +177,15 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
     moments = random.Random(args.seed)
     counts = dict(kills=0, training=0, writing=0, runs=0, failed=0, different=0)
     began, number = time.monotonic(), 0
-    left = lambda: (counts['kills'] < args.kills  # noqa: E731
-                    and (args.minutes is None or time.monotonic() - began < 60 * args.minutes))
+
+    def left():
+        return counts['kills'] < args.kills and (args.minutes is None or time.monotonic() - began < 60 * args.minutes)
+
     while left():
         name = list(configs)[number % len(configs)]
         run = work_dir / f'{name}_{number}'
         number += 1
-        status, killed, patience = None, 0, 1.
+        status, killed, patience = None, 0, 1.0
         while status is None:
             seconds = moments.uniform(0, patience * lasts[name]) if left() else float('inf')
             before = logged(run)
@@ -178,7 +198,7 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
                 counts['writing'] += bool(list(run.glob('.*.unfinished')))
                 trained = logged(run) > before
                 counts['training'] += trained
-                patience = 1. if trained else 1.2 * patience  # a busy machine takes longer to start
+                patience = 1.0 if trained else 1.2 * patience  # a busy machine takes longer to start
         if status:
             counts['failed'] += 1
             print(f'{run.name}: a resumed run ended with status {status}; see {work_dir}/log.txt', flush=True)
@@ -186,14 +206,19 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
         counts['runs'] += 1
         found = differences(outcome(run), wanted[name])
         counts['different'] += bool(found)
-        print(f'{run.name}: killed {killed} times, ' + (f'{len(found)} values differ, such as\n  ' + '\n  '.join(
-            found[:5]) if found else 'ended the same'), flush=True)
+        print(
+            f'{run.name}: killed {killed} times, '
+            + (f'{len(found)} values differ, such as\n  ' + '\n  '.join(found[:5]) if found else 'ended the same'),
+            flush=True,
+        )
         if not found:
             shutil.rmtree(run)
-    print(f'{counts["kills"]} kills in {(time.monotonic() - began) / 60:.1f} min, {counts["training"]} of them after a '
-          f'step was logged and {counts["writing"]} while a checkpoint was being written; {counts["runs"]} finished '
-          f'runs, {counts["different"]} of them different from the one not stopped; {counts["failed"]} runs that could '
-          'not be resumed')
+    print(
+        f'{counts["kills"]} kills in {(time.monotonic() - began) / 60:.1f} min, {counts["training"]} of them after a '
+        f'step was logged and {counts["writing"]} while a checkpoint was being written; {counts["runs"]} finished '
+        f'runs, {counts["different"]} of them different from the one not stopped; {counts["failed"]} runs that could '
+        'not be resumed'
+    )
     return not counts['different'] and not counts['failed']
 
 

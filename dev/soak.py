@@ -5,6 +5,7 @@ once), open file handles, threads, and the shared memory that tensors travel in.
 keeps the curves as soak.csv and soak.png. Exit status: 0 nothing grew, 1 something did, 2 the run could not be made.
 Linux alone.
 """
+
 import argparse
 import csv
 import os
@@ -23,18 +24,28 @@ from mmcasvit.apis.runner import build_runner, prepare
 from mmcasvit.cli import add_common_arguments, exits_cleanly
 from mmcasvit.utils.errors import UsageError
 
-COLUMNS = dict(memory='memory, MiB', handles='open file handles', threads='threads',
-               shm_files='pieces of shared memory', shm='shared memory, MiB')
+COLUMNS = dict(
+    memory='memory, MiB',
+    handles='open file handles',
+    threads='threads',
+    shm_files='pieces of shared memory',
+    shm='shared memory, MiB',
+)
 # What a curve may rise from its second quarter to its last one: allocators keep some of what was freed.
-TOLERANCE = dict(memory=.03, handles=0., threads=0., shm_files=0., shm=.03)
+TOLERANCE = dict(memory=0.03, handles=0.0, threads=0.0, shm_files=0.0, shm=0.03)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file; it says which framework')
-    parser.add_argument('--minutes', type=float, default=60., help='(default: %(default)s)')
-    parser.add_argument('--every', type=int, default=1, metavar='N',
-                        help='evaluate and measure after N epochs or iterations (default: %(default)s)')
+    parser.add_argument('--minutes', type=float, default=60.0, help='(default: %(default)s)')
+    parser.add_argument(
+        '--every',
+        type=int,
+        default=1,
+        metavar='N',
+        help='evaluate and measure after N epochs or iterations (default: %(default)s)',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -106,7 +117,7 @@ def read(file):
 def growth(values):
     """Medians of the second and of the last quarter; the first is for caches to fill."""
     quarter = len(values) // 4
-    return float(np.median(values[quarter:2 * quarter])), float(np.median(values[-quarter:]))
+    return float(np.median(values[quarter : 2 * quarter])), float(np.median(values[-quarter:]))
 
 
 def draw(curves, path, title):
@@ -115,7 +126,7 @@ def draw(curves, path, title):
         axis.plot(curves['minutes'], curves[name], linewidth=1)
         axis.set_ylabel(label, fontsize=8)
         axis.set_ylim(0, max(1, 1.15 * curves[name].max()))
-        axis.grid(alpha=.3)
+        axis.grid(alpha=0.3)
     axes[0].set_title(title, fontsize=9)
     axes[-1].set_xlabel('minutes')
     figure.tight_layout()
@@ -136,8 +147,9 @@ def main():
     if (folder / 'soak.csv').exists():
         raise UsageError(f'{folder / "soak.csv"} is there already; give another --work-dir.')
     endless = 10**9  # the clock ends it
-    cfg.train_cfg.update({'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters': endless,
-                          'val_interval': args.every})
+    cfg.train_cfg.update(
+        {'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters': endless, 'val_interval': args.every}
+    )
     cfg.param_scheduler = None
     cfg.default_hooks.checkpoint.interval = args.every
     cfg.custom_hooks = [*cfg.custom_hooks, dict(type='SoakHook', file=str(folder / 'soak.csv'), minutes=args.minutes)]

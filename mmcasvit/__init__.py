@@ -1,4 +1,5 @@
 """CAS-ViT (arXiv 2408.03703) as a backbone for OpenMMLab."""
+
 from mmcasvit.apis.config import config_path, get_config, list_configs
 from mmcasvit.apis.model import get_model
 from mmcasvit.engine.hooks.check_weights import CheckWeightsHook
@@ -21,7 +22,24 @@ extend_mmengine_loader()
 watch_models()
 
 __all__ = [
-    'CASViT', 'ChannelsLastHook', 'CheckWeightsHook', 'CheckpointHook', 'CompileHook', 'DeployHook', 'PlugError',
-    'ResumableEpochLoop', 'ResumableIterLoop', 'RunStopped', 'StopOnInvalidLossHook', 'WeightsError', '__version__',
-    'config_path', 'deploy', 'get_config', 'get_model', 'list_configs', 'load_pretrained', 'plug'
+    'CASViT',
+    'ChannelsLastHook',
+    'CheckWeightsHook',
+    'CheckpointHook',
+    'CompileHook',
+    'DeployHook',
+    'PlugError',
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
+    'RunStopped',
+    'StopOnInvalidLossHook',
+    'WeightsError',
+    '__version__',
+    'config_path',
+    'deploy',
+    'get_config',
+    'get_model',
+    'list_configs',
+    'load_pretrained',
+    'plug',
 ]

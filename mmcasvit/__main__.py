@@ -1,4 +1,5 @@
 """Lists the configs of mmcasvit, or says where one lies."""
+
 import argparse
 
 from mmcasvit.apis.config import config_path, list_configs, root

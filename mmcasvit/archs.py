@@ -30,8 +30,9 @@ def parse_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if len(values) != 4 or not all(isinstance(value, int) for value in values) or min(values) < 1:
             raise ValueError(f'{field} of an arch must be four positive integers, got {values!r}.')
     if arch['channels'][0] % 2:
-        raise ValueError(f'the first of channels must be even, since the stem starts with half of it, got '
-                         f'{arch["channels"][0]}.')
+        raise ValueError(
+            f'the first of channels must be even, since the stem starts with half of it, got {arch["channels"][0]}.'
+        )
     return tuple(arch['depths']), tuple(arch['channels'])
 
 

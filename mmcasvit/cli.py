@@ -1,4 +1,5 @@
 """What every script of ``tools/`` begins with: common arguments, errors in one line, exit status."""
+
 import argparse
 import errno
 import functools
@@ -12,12 +13,22 @@ from mmengine.config import DictAction
 from mmcasvit.utils.errors import DataError, UsageError, WeightsError
 
 # A disk that is full, or a folder that cannot be written to.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
-                errno.EISDIR, errno.EEXIST)
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Turns wrong input into one ``error:`` line on stderr and exit status 2, without a traceback."""
+
     @functools.wraps(main)
     def wrapped() -> None:
         try:
@@ -27,6 +38,7 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
                 print(f'error: {reason}', file=sys.stderr)
                 sys.exit(2)
             raise
+
     return wrapped
 
 
@@ -66,17 +78,29 @@ def _wrong_config(error: Exception) -> str:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='override entries of the config, such as train_cfg.max_epochs=24 or '
-                             'model.backbone.out_indices="(1,2,3)"; data_root=DIR moves every data set of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='how the processes of a distributed run were started')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config, such as train_cfg.max_epochs=24 or '
+        'model.backbone.out_indices="(1,2,3)"; data_root=DIR moves every data set of the config',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
     add_trust_argument(parser)
     # torch.distributed.launch hands the rank over as an argument, torchrun as a variable
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='execute the pickle of a checkpoint that cannot be read otherwise; only for files whose '
-                             'origin you trust')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='execute the pickle of a checkpoint that cannot be read otherwise; only for files whose origin you trust',
+    )

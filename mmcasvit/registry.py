@@ -3,6 +3,7 @@
 mmdet, mmseg and mmpretrain resolve a scoped name such as ``mmcasvit.CASViT`` through the root registry,
 so one registration serves all of them.
 """
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -13,17 +14,27 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.models.casvit'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcasvit',
-                 locations=['mmcasvit.engine.hooks', 'mmcasvit.export.hook', 'mmcasvit.report.hook'])
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmcasvit',
+    locations=['mmcasvit.engine.hooks', 'mmcasvit.export.hook', 'mmcasvit.report.hook'],
+)
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded'])
-DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit',
-                         locations=['mmcasvit.datasets.seeded'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcasvit',
-                      locations=['mmcasvit.datasets.unreadable', 'mmcasvit.datasets.folders',
-                                 'mmcasvit.export.evaluation'])
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded']
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmcasvit',
+    locations=['mmcasvit.datasets.unreadable', 'mmcasvit.datasets.folders', 'mmcasvit.export.evaluation'],
+)
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.engine.loops'])
-STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit',
-                      locations=['mmcasvit.engine.distributed'])
+STRATEGIES = Registry(
+    'strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit', locations=['mmcasvit.engine.distributed']
+)
 # What CASViT takes as token_mixer; no registry of another library has these.
-TOKEN_MIXERS = Registry('token mixer', scope='mmcasvit',
-                        locations=['mmcasvit.models.casvit', 'mmcasvit.models.token_mixers'])
+TOKEN_MIXERS = Registry(
+    'token mixer', scope='mmcasvit', locations=['mmcasvit.models.casvit', 'mmcasvit.models.token_mixers']
+)

@@ -11,12 +11,14 @@ from mmengine.logging import MMLogger
 @pytest.fixture(scope='session')
 def run_tool():
     """Runs a script of tools/, or of an absolute path, in another folder and returns the finished process."""
+
     def run(tool, *args, cwd, expect=0):
         command = [sys.executable, ROOT / 'tools' / tool, *args]
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
         done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, env=environment, capture_output=True)
         assert done.returncode == expect, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
         return done
+
     return run
 
 
@@ -24,6 +26,7 @@ def run_tool():
 def shapes(tmp_path_factory):
     """A small made-up data set."""
     from mmcasvit.datasets.shapes import write_dataset
+
     root = tmp_path_factory.mktemp('data') / 'shapes'
     write_dataset(root, train=8, val=4, seed=1, height=64, width=96)
     return root

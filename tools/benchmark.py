@@ -6,6 +6,7 @@ operators  one model, operator group by operator group, against the limits of th
 step       where a training step of a config spends its time
 losses     loss curves of configs in several precisions and forms, side by side
 """
+
 import argparse
 import contextlib
 import copy
@@ -60,24 +61,36 @@ def add_measuring_arguments(parser):
     parser.add_argument('--warmup', type=positive, default=2, help='passes of each before (default: 2)')
     add_clock_argument(parser)
     parser.add_argument('--least-ms', type=float, default=20, help='a sample lasts at least so long (default: 20)')
-    parser.add_argument('--no-memory', dest='memory', action='store_false',
-                        help='leave out peak memory, which needs a fresh process for each on a CPU')
+    parser.add_argument(
+        '--no-memory',
+        dest='memory',
+        action='store_false',
+        help='leave out peak memory, which needs a fresh process for each on a CPU',
+    )
 
 
 def add_clock_argument(parser):
-    parser.add_argument('--cpu-time', action='store_true',
-                        help='measure processor time, which other programs of a busy machine do not lengthen; for one '
-                             'thread')
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='measure processor time, which other programs of a busy machine do not lengthen; for one thread',
+    )
 
 
 def add_variant_arguments(parser):
     threads = torch.get_num_threads()
-    parser.add_argument('--forms', nargs='+', default=['eager'], metavar='FORM',
-                        help=f'of {", ".join(FORMS)}, several joined by + (default: eager)')
+    parser.add_argument(
+        '--forms',
+        nargs='+',
+        default=['eager'],
+        metavar='FORM',
+        help=f'of {", ".join(FORMS)}, several joined by + (default: eager)',
+    )
     parser.add_argument('--precisions', nargs='+', default=['fp32'], choices=list(measuring.DTYPES))
     parser.add_argument('--devices', nargs='+', default=['cpu'], choices=['cpu', 'cuda'])
-    parser.add_argument('--threads', nargs='+', type=positive, default=[threads],
-                        help=f'of the CPU (default: {threads})')
+    parser.add_argument(
+        '--threads', nargs='+', type=positive, default=[threads], help=f'of the CPU (default: {threads})'
+    )
     parser.add_argument('--batches', nargs='+', type=positive, default=[1], metavar='N', help='images a pass')
 
 
@@ -92,29 +105,56 @@ def parse_args():
     commands = parser.add_subparsers(dest='command', required=True)
 
     compare = commands.add_parser('compare', help='models side by side', formatter_class=argparse.RawTextHelpFormatter)
-    compare.add_argument('models', nargs='+', metavar='MODEL',
-                         help=f'a CAS-ViT ({", ".join(CASVITS)}),\n'
-                              'with arguments such as xs:with_cp=True,norm_eval=True;\n'
-                              f'a peer ({", ".join(PEERS)});\npeers for all of these that are installed; '
-                              'or a config of a detector or segmentor')
-    compare.add_argument('--modes', nargs='+', default=['infer'], choices=['infer', 'train'],
-                         help='train: forward and backward, no optimizer')
+    compare.add_argument(
+        'models',
+        nargs='+',
+        metavar='MODEL',
+        help=f'a CAS-ViT ({", ".join(CASVITS)}),\n'
+        'with arguments such as xs:with_cp=True,norm_eval=True;\n'
+        f'a peer ({", ".join(PEERS)});\npeers for all of these that are installed; '
+        'or a config of a detector or segmentor',
+    )
+    compare.add_argument(
+        '--modes',
+        nargs='+',
+        default=['infer'],
+        choices=['infer', 'train'],
+        help='train: forward and backward, no optimizer',
+    )
     compare.add_argument('--sizes', nargs='+', type=size, default=[(512, 512)], metavar='HxW')
     add_variant_arguments(compare)
-    compare.add_argument('--baseline', metavar='FIELD=VALUE,...',
-                         help='what speed-ups are over: the row that differs in these fields alone, such as\n'
-                              'form=eager or model=xs (default: the first form and precision, or else the first model)')
+    compare.add_argument(
+        '--baseline',
+        metavar='FIELD=VALUE,...',
+        help='what speed-ups are over: the row that differs in these fields alone, such as\n'
+        'form=eager or model=xs (default: the first form and precision, or else the first model)',
+    )
     add_measuring_arguments(compare)
     add_file_arguments(compare)
     compare.add_argument('--plot-accuracy', metavar='FILE', help='published accuracy against the measured time')
 
     scaling = commands.add_parser('scaling', help='cost against the number of pixels')
-    scaling.add_argument('models', nargs='*', default=['xs', 'xs-softmax'], metavar='MODEL',
-                         help='as for compare (default: xs xs-softmax)')
-    scaling.add_argument('--sides', nargs='+', type=positive, default=SCALING_SIDES, metavar='PIXELS',
-                         help=f'of square images (default: {" ".join(map(str, SCALING_SIDES))})')
-    scaling.add_argument('--limit-s', type=float, default=10.,
-                         help='leave out passes that the arithmetic alone would make longer (default: 10)')
+    scaling.add_argument(
+        'models',
+        nargs='*',
+        default=['xs', 'xs-softmax'],
+        metavar='MODEL',
+        help='as for compare (default: xs xs-softmax)',
+    )
+    scaling.add_argument(
+        '--sides',
+        nargs='+',
+        type=positive,
+        default=SCALING_SIDES,
+        metavar='PIXELS',
+        help=f'of square images (default: {" ".join(map(str, SCALING_SIDES))})',
+    )
+    scaling.add_argument(
+        '--limit-s',
+        type=float,
+        default=10.0,
+        help='leave out passes that the arithmetic alone would make longer (default: 10)',
+    )
     scaling.add_argument('--form', default='eager', metavar='FORM')
     scaling.add_argument('--precision', default='fp32', choices=measuring.FLOATS)
     scaling.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
@@ -144,8 +184,13 @@ def parse_args():
 
     curves = commands.add_parser('losses', help='loss curves in several precisions and forms')
     curves.add_argument('configs', nargs='+', metavar='CONFIG', help='their training data has to be there')
-    curves.add_argument('--variants', nargs='+', default=list(losses.VARIANTS), choices=losses.VARIANTS,
-                        help='of these the first is what the others are held against (default: all)')
+    curves.add_argument(
+        '--variants',
+        nargs='+',
+        default=list(losses.VARIANTS),
+        choices=losses.VARIANTS,
+        help='of these the first is what the others are held against (default: all)',
+    )
     curves.add_argument('--steps', type=positive, default=200, help='(default: 200)')
     curves.add_argument('--seed', type=int, default=0, help='of weights and data (default: 0)')
     add_config_options(curves)
@@ -154,8 +199,14 @@ def parse_args():
 
 
 def add_config_options(parser):
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='override entries of the config; data_root=DIR moves every data set')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config; data_root=DIR moves every data set',
+    )
 
 
 def tell(text):
@@ -198,12 +249,21 @@ def write_files(args, rows, **about):
 def compare(args):
     models = list(dict.fromkeys(name for model in args.models for name in (PEERS if model == 'peers' else [model])))
     asked_for = set(args.models)
-    variants = comparing.grid(model=models, mode=args.modes, form=args.forms, precision=args.precisions,
-                              device=args.devices, threads=args.threads, batch=args.batches, size=args.sizes)
+    variants = comparing.grid(
+        model=models,
+        mode=args.modes,
+        form=args.forms,
+        precision=args.precisions,
+        device=args.devices,
+        threads=args.threads,
+        batch=args.batches,
+        size=args.sizes,
+    )
     variants, left_out = comparing.check_all(variants, asked_for)
     plan = plan_of(args)
-    baseline = comparing.parse_baseline(args.baseline, variants) if args.baseline \
-        else comparing.default_baseline(variants)
+    baseline = (
+        comparing.parse_baseline(args.baseline, variants) if args.baseline else comparing.default_baseline(variants)
+    )
     if args.plot_accuracy and not any(variant.model in PUBLISHED for variant in variants):
         raise UsageError(f'--plot-accuracy: no figures are known of these models. Known: {", ".join(PUBLISHED)}.')
     rows, more = comparing.measure(variants, plan, baseline, tell)
@@ -223,27 +283,36 @@ def compare(args):
 
 def in_words(constant):
     """The settings that all rows share."""
-    words = dict(threads=lambda number: comparing.count_of(number, 'thread'), batch='batch {}'.format,
-                 size='{} pixels'.format)
+    words = dict(
+        threads=lambda number: comparing.count_of(number, 'thread'), batch='batch {}'.format, size='{} pixels'.format
+    )
     return ', '.join(words.get(name, str)(value) for name, value in constant.items())
 
 
 def comparison_text(args, rows, baseline, left_out):
     fields = [field.name for field in dataclasses.fields(comparing.Variant)]
     constant, varying = reporting.split_constant(rows, fields)
-    name = ', '.join(f'{"x".join(map(str, value)) if isinstance(value, tuple) else value}'
-                     for value in baseline.values())
+    name = ', '.join(
+        f'{"x".join(map(str, value)) if isinstance(value, tuple) else value}' for value in baseline.values()
+    )
     extra = [field for field in ('library', 'outputs') if len({row[field] for row in rows}) > 1]
     table = reporting.markdown([comparing.table_row(row, [*(varying or ['model']), *extra], name) for row in rows])
-    changed = [row for row in rows
-               if row['deviation'] is not None and (row['form'], row['precision']) != ('eager', 'fp32')]
-    lines = [f'{in_words(constant)}; {rounds_in_words(args)} on '
-             f'{measuring.machine(args.devices)}. Limits in the same rounds: {comparing.rates_in_words(rows)}.',
-             '', table]
+    changed = [
+        row for row in rows if row['deviation'] is not None and (row['form'], row['precision']) != ('eager', 'fp32')
+    ]
+    lines = [
+        f'{in_words(constant)}; {rounds_in_words(args)} on '
+        f'{measuring.machine(args.devices)}. Limits in the same rounds: {comparing.rates_in_words(rows)}.',
+        '',
+        table,
+    ]
     if changed:
         worst = max(changed, key=lambda row: row['deviation'])
-        lines += ['', f'Outputs differ from those of the eager fp32 model by {worst["deviation"]:.1g} at most '
-                      f'(relative, {worst["model"]} {worst["form"]} {worst["precision"]}).']
+        lines += [
+            '',
+            f'Outputs differ from those of the eager fp32 model by {worst["deviation"]:.1g} at most '
+            f'(relative, {worst["model"]} {worst["form"]} {worst["precision"]}).',
+        ]
     lines += [f'\nleft out: {line}' for line in left_out]
     return '\n'.join(lines)
 
@@ -252,54 +321,95 @@ def scaling(args):
     wrong = [side for side in args.sides if side < 32]
     if wrong or len(set(args.sides)) < 2:
         raise UsageError('--sides: at least two different ones of 32 or more are needed.')
-    variants = comparing.grid(model=args.models, mode=[args.mode], form=[args.form], precision=[args.precision],
-                              device=[args.device], threads=[args.threads], batch=[1],
-                              size=[(side, side) for side in args.sides])
+    variants = comparing.grid(
+        model=args.models,
+        mode=[args.mode],
+        form=[args.form],
+        precision=[args.precision],
+        device=[args.device],
+        threads=[args.threads],
+        batch=[1],
+        size=[(side, side) for side in args.sides],
+    )
     variants, left_out = comparing.check_all(variants, set(args.models))
     costs = {variant: count_variant(variant) for variant in variants}
     limit = measuring.matmul_limit(args.device, args.precision)
     plan = plan_of(args)
     rate = limit.amount / measuring.Timer(limit.run, args.device, args.threads, clock=plan.clock)()
     feasible = [variant for variant in variants if costs[variant].macs / rate <= args.limit_s]
-    left_out += [f'{variant}: its arithmetic alone takes {costs[variant].macs / rate:.0f} s'
-                 for variant in variants if variant not in feasible]
+    left_out += [
+        f'{variant}: its arithmetic alone takes {costs[variant].macs / rate:.0f} s'
+        for variant in variants
+        if variant not in feasible
+    ]
     for model in args.models:
         if sum(variant.model == model for variant in feasible) < 2:
             raise UsageError(f'{model}: fewer than two sizes fit in --limit-s {args.limit_s:g}.')
     rows, more = comparing.measure(feasible, plan, dict(model=args.models[0]), tell)
     left_out += more
 
-    quantities = {'multiply-adds, G': lambda row: row['macs'] / 1e9,
-                  'time, ms': lambda row: row['seconds'].median * 1000,
-                  'memory beside the weights, MiB': lambda row: row['pass_bytes'] and row['pass_bytes'] / 2**20}
+    quantities = {
+        'multiply-adds, G': lambda row: row['macs'] / 1e9,
+        'time, ms': lambda row: row['seconds'].median * 1000,
+        'memory beside the weights, MiB': lambda row: row['pass_bytes'] and row['pass_bytes'] / 2**20,
+    }
     curves, exponents = {}, {}
     for quantity, value in quantities.items():
-        curves[quantity] = {model: [(int(row['size'].split('x')[0]) ** 2, value(row)) for row in rows
-                                    if row['model'] == model and value(row)] for model in args.models}
+        curves[quantity] = {
+            model: [
+                (int(row['size'].split('x')[0]) ** 2, value(row))
+                for row in rows
+                if row['model'] == model and value(row)
+            ]
+            for model in args.models
+        }
         if any(len(points) < 2 for points in curves[quantity].values()):
             del curves[quantity]
             continue
-        exponents[quantity] = {model: measuring.fit_exponent(*zip(*points))
-                               for model, points in curves[quantity].items()}
+        exponents[quantity] = {
+            model: measuring.fit_exponent(*zip(*points)) for model, points in curves[quantity].items()
+        }
     # Counted without computing, so that the exponent of the arithmetic holds for all sizes.
-    counted = {model: [(v.size[0] ** 2, costs[v].macs / 1e9) for v in variants if v.model == model]
-               for model in args.models}
+    counted = {
+        model: [(v.size[0] ** 2, costs[v].macs / 1e9) for v in variants if v.model == model] for model in args.models
+    }
     curves['multiply-adds, G'] = counted
     exponents['multiply-adds, G'] = {model: measuring.fit_exponent(*zip(*points)) for model, points in counted.items()}
 
-    table = [{'side, pixels': side,
-              **{f'{model}, {quantity}': dict(curves[quantity][model]).get(side ** 2)
-                 for quantity in curves for model in args.models}} for side in args.sides]
-    table.append({'side, pixels': 'exponent of the pixels',
-                  **{f'{model}, {quantity}': f'{exponents[quantity][model]:.2f}'
-                     for quantity in curves for model in args.models}})
+    table = [
+        {
+            'side, pixels': side,
+            **{
+                f'{model}, {quantity}': dict(curves[quantity][model]).get(side**2)
+                for quantity in curves
+                for model in args.models
+            },
+        }
+        for side in args.sides
+    ]
+    table.append(
+        {
+            'side, pixels': 'exponent of the pixels',
+            **{
+                f'{model}, {quantity}': f'{exponents[quantity][model]:.2f}'
+                for quantity in curves
+                for model in args.models
+            },
+        }
+    )
     constant, _ = reporting.split_constant(rows, ['mode', 'form', 'precision', 'device', 'threads', 'batch'])
     machine = measuring.machine([args.device])
     write_files(args, rows, machine=machine, left_out=left_out, exponents=exponents)
     if args.plot:
         reporting.plot_scaling(args.plot, curves, exponents, f'{in_words(constant)}; {machine}')
-    return '\n'.join([f'{in_words(constant)}; {rounds_in_words(args)} on {machine}.', '', reporting.markdown(table),
-                      *(f'\nleft out: {line}' for line in left_out)])
+    return '\n'.join(
+        [
+            f'{in_words(constant)}; {rounds_in_words(args)} on {machine}.',
+            '',
+            reporting.markdown(table),
+            *(f'\nleft out: {line}' for line in left_out),
+        ]
+    )
 
 
 def operator_groups(args):
@@ -307,9 +417,18 @@ def operator_groups(args):
         raise UsageError(f'--form {args.form}: operators can be told apart in eager, deploy and channels_last only.')
     clock = clock_of(args)
     variants, _ = comparing.check_all(
-        comparing.grid(model=[args.model], mode=[args.mode], form=[args.form], precision=[args.precision],
-                       device=[args.device], threads=[args.threads], batch=[args.batch], size=[args.size]),
-        {args.model})
+        comparing.grid(
+            model=[args.model],
+            mode=[args.mode],
+            form=[args.form],
+            precision=[args.precision],
+            device=[args.device],
+            threads=[args.threads],
+            batch=[args.batch],
+            size=[args.size],
+        ),
+        {args.model},
+    )
     try:
         prepared = prepare(variants[0])
     except NotApplicable as reason:
@@ -325,9 +444,11 @@ def operator_groups(args):
             rates.append([limit.amount / timer() for limit, timer in zip((product, copy), timers)])
     macs, moved = (measuring.spread(rate).median for rate in zip(*rates))
     how = f'{"processor time, " if args.cpu_time else ""}medians of {args.rounds} passes'
-    return (f'{variants[0]}; {how} on {measuring.machine([args.device])}. Limits in the same rounds: '
-            f'{macs / 1e9:.0f} GMAC/s and {moved / 1e9:.1f} GB/s.\n\n'
-            + reporting.markdown(operators.operator_table(passes, macs, moved)))
+    return (
+        f'{variants[0]}; {how} on {measuring.machine([args.device])}. Limits in the same rounds: '
+        f'{macs / 1e9:.0f} GMAC/s and {moved / 1e9:.1f} GB/s.\n\n'
+        + reporting.markdown(operators.operator_table(passes, macs, moved))
+    )
 
 
 @contextlib.contextmanager
@@ -361,13 +482,19 @@ def loss_curves(args):
             with training_alone(losses.variant_of(cfg, variant, args.seed)) as runner:
                 curves[name][variant] = losses.record_losses(runner, args.steps)
     machine = measuring.machine(['cuda' if torch.cuda.is_available() else 'cpu'])
-    rows = [{'recipe': name, 'variant': variant, 'step': number, 'loss': loss} for name, variants in curves.items()
-            for variant, each in variants.items() for number, loss in enumerate(each, 1)]
+    rows = [
+        {'recipe': name, 'variant': variant, 'step': number, 'loss': loss}
+        for name, variants in curves.items()
+        for variant, each in variants.items()
+        for number, loss in enumerate(each, 1)
+    ]
     write_files(args, rows, machine=machine)
     if args.plot:
         reporting.plot_losses(args.plot, curves, f'{args.steps} steps; {machine}')
-    tables = [f'{name}, mean losses; {args.steps} steps on {machine}.\n\n'
-              + reporting.markdown(losses.loss_table(variants)) for name, variants in curves.items()]
+    tables = [
+        f'{name}, mean losses; {args.steps} steps on {machine}.\n\n' + reporting.markdown(losses.loss_table(variants))
+        for name, variants in curves.items()
+    ]
     return '\n\n'.join(tables)
 
 
@@ -383,18 +510,23 @@ def step(args):
     loader = cfg.train_dataloader
     if args.csv:
         reporting.write_csv(args.csv, table)
-    workers, threads = (comparing.count_of(number, thing) for number, thing in
-                        [(loader.num_workers, 'worker'), (torch.get_num_threads(), 'thread')])
-    return (f'{Path(args.config).name}: {args.steps} steps of {loader.batch_size} images, {workers}, {threads}, on '
-            f'{measuring.machine([device])}.\n\n' + reporting.markdown(table))
+    workers, threads = (
+        comparing.count_of(number, thing)
+        for number, thing in [(loader.num_workers, 'worker'), (torch.get_num_threads(), 'thread')]
+    )
+    return (
+        f'{Path(args.config).name}: {args.steps} steps of {loader.batch_size} images, {workers}, {threads}, on '
+        f'{measuring.machine([device])}.\n\n' + reporting.markdown(table)
+    )
 
 
 @exits_cleanly
 def main():
     args = parse_args()
     check_files(args)
-    command = dict(compare=compare, scaling=scaling, operators=operator_groups, step=step,
-                   losses=loss_curves)[args.command]
+    command = dict(compare=compare, scaling=scaling, operators=operator_groups, step=step, losses=loss_curves)[
+        args.command
+    ]
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print, so that stdout has the tables alone
         text = command(args)
     print(text)

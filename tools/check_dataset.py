@@ -3,6 +3,7 @@
 COCO's annotation files (and data sets that read them as mmdet's CocoDataset does) and mmseg's index masks are checked
 in full; of other data sets, the images. Exit status: 0 nothing is wrong, 1 something is, 2 the check could not be made.
 """
+
 import argparse
 import json
 import os
@@ -27,20 +28,39 @@ SHEET_SUFFIXES = ('.png', '.jpg', '.jpeg')
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file; it says which framework')
-    parser.add_argument('--splits', nargs='+', choices=['train', 'val', 'test'], default=['train', 'val', 'test'],
-                        help='(default: all; a split with the data of an earlier one is left out)')
-    parser.add_argument('--workers', type=int, default=min(8, len(os.sched_getaffinity(0))),
-                        help='processes that read images (default: %(default)s here)')
+    parser.add_argument(
+        '--splits',
+        nargs='+',
+        choices=['train', 'val', 'test'],
+        default=['train', 'val', 'test'],
+        help='(default: all; a split with the data of an earlier one is left out)',
+    )
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=min(8, len(os.sched_getaffinity(0))),
+        help='processes that read images (default: %(default)s here)',
+    )
     parser.add_argument('--limit', type=int, metavar='N', help='read only the first N images of each data set')
-    parser.add_argument('--examples', type=int, default=5, metavar='N',
-                        help='how many of each kind to print (default: %(default)s)')
+    parser.add_argument(
+        '--examples', type=int, default=5, metavar='N', help='how many of each kind to print (default: %(default)s)'
+    )
     parser.add_argument('--sheet', type=Path, metavar='FILE.png', help='draw examples of each kind, with their boxes')
     parser.add_argument('--json', type=Path, metavar='FILE.json', help='write everything that was found')
-    parser.add_argument('--fix', action='store_true',
-                        help='write annotation files without what is wrong (NAME.fixed.json, or a list of names for '
-                             'masks) beside the originals')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='override entries of the config, such as data_root=DIR')
+    parser.add_argument(
+        '--fix',
+        action='store_true',
+        help='write annotation files without what is wrong (NAME.fixed.json, or a list of names for '
+        'masks) beside the originals',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config, such as data_root=DIR',
+    )
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ ImageNet files need no config, detectors and segmentors need the one of this pro
 nothing is written: the names and shapes are compared with those of the model, and the exit status is 2 if any is
 missing or differs. Optimizer states are left behind.
 """
+
 import argparse
 from pathlib import Path
 
@@ -22,14 +23,25 @@ SUFFIXES = ('.pth', '.safetensors')
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SRC', help='checkpoint file or address')
-    parser.add_argument('target', metavar='DST', nargs='?', type=Path,
-                        help='the new file, .pth or .safetensors; leave it out to check alone')
+    parser.add_argument(
+        'target',
+        metavar='DST',
+        nargs='?',
+        type=Path,
+        help='the new file, .pth or .safetensors; leave it out to check alone',
+    )
     parser.add_argument('--config', help='the config that the detector, segmentor or classifier belongs to')
-    parser.add_argument('--reverse', action='store_true',
-                        help='from this project to the authors\' code (their mmdet 2.24, mmsegmentation 0.24, main.py)')
+    parser.add_argument(
+        '--reverse',
+        action='store_true',
+        help="from this project to the authors' code (their mmdet 2.24, mmsegmentation 0.24, main.py)",
+    )
     parser.add_argument('--check', action='store_true', help='write nothing')
-    parser.add_argument('--ema', action='store_true',
-                        help='of an ImageNet file, take the moving average (model_ema) instead of the last weights')
+    parser.add_argument(
+        '--ema',
+        action='store_true',
+        help='of an ImageNet file, take the moving average (model_ema) instead of the last weights',
+    )
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     add_trust_argument(parser)
     return parser.parse_args()
@@ -39,13 +51,15 @@ def check_arguments(args):
     if args.check and args.target:
         raise UsageError('--check writes nothing: leave out DST, or --check.')
     if args.reverse and args.ema:
-        raise UsageError('--ema picks weights of the authors\' files: it has no meaning with --reverse.')
+        raise UsageError("--ema picks weights of the authors' files: it has no meaning with --reverse.")
     if args.target is None:
         return
     suffixes = SUFFIXES[:1] if args.reverse else SUFFIXES
     if args.target.suffix not in suffixes:
-        raise UsageError(f'DST must end in {" or ".join(suffixes)}, got {args.target}'
-                         + (': the authors\' code reads no other.' if args.reverse else ''))
+        raise UsageError(
+            f'DST must end in {" or ".join(suffixes)}, got {args.target}'
+            + (": the authors' code reads no other." if args.reverse else '')
+        )
     if not args.target.parent.is_dir():
         raise UsageError(f'folder not found: {args.target.parent.absolute()}')
     if args.target.exists() and not args.force:
@@ -64,8 +78,10 @@ def describe(conversion, args):
     """What matched, in lines."""
     found = conversion.fit
     yield f'{args.source}' + (f' (under {found.container!r})' if found.container else '')
-    yield (f'  {found.found}: {found.matched} of {found.matched + len(found.fatal)} tensors of '
-           f'{args.config or "the classifier"} match')
+    yield (
+        f'  {found.found}: {found.matched} of {found.matched + len(found.fatal)} tensors of '
+        f'{args.config or "the classifier"} match'
+    )
     if found.leftover and not found.fatal:
         fate = 'lost in a .safetensors file' if args.target and args.target.suffix == '.safetensors' else 'kept aside'
         yield f'  no place in the model, {fate}: {shorten(found.leftover)}'

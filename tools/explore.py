@@ -3,6 +3,7 @@ segmentation with thresholds to move, what the model sees in it, and how long it
 
 The page opens nothing but the folders given here: a config is Python, and is executed when it is read.
 """
+
 import argparse
 import logging
 import re
@@ -46,10 +47,19 @@ HERE = ('127.0.0.1', 'localhost')
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folders', type=Path, nargs='*', default=[Path('work_dirs')], metavar='WORK_DIR',
-                        help='folders whose configs and checkpoints can be chosen (default: work_dirs)')
-    parser.add_argument('--host', default='127.0.0.1',
-                        help='address to listen on (default: 127.0.0.1, this machine alone; there is no password)')
+    parser.add_argument(
+        'folders',
+        type=Path,
+        nargs='*',
+        default=[Path('work_dirs')],
+        metavar='WORK_DIR',
+        help='folders whose configs and checkpoints can be chosen (default: work_dirs)',
+    )
+    parser.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='address to listen on (default: 127.0.0.1, this machine alone; there is no password)',
+    )
     parser.add_argument('--port', type=int, default=8501, help='(default: 8501)')
     parser.add_argument('--max-upload', type=int, default=20, metavar='MB', help='of an image (default: 20)')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
@@ -68,14 +78,23 @@ def main():
     if not 0 < args.port < 65536 or args.max_upload < 1:
         raise UsageError('--port must lie between 1 and 65535, and --max-upload be at least 1.')
     options = {
-        'server.address': args.host, 'server.port': args.port, 'server.maxUploadSize': args.max_upload,
+        'server.address': args.host,
+        'server.port': args.port,
+        'server.maxUploadSize': args.max_upload,
         # No other page may talk to this server.
-        'server.enableXsrfProtection': 'true', 'server.enableCORS': 'true',
+        'server.enableXsrfProtection': 'true',
+        'server.enableCORS': 'true',
         # It tells nobody that it runs, asks nothing, and opens no browser.
-        'browser.gatherUsageStats': 'false', 'server.headless': 'true', 'client.toolbarMode': 'minimal',
+        'browser.gatherUsageStats': 'false',
+        'server.headless': 'true',
+        'client.toolbarMode': 'minimal',
         # What the model has computed is not thrown away because somebody moved a slider meanwhile.
-        'runner.fastReruns': 'false', 'runner.magicEnabled': 'false', 'server.fileWatcherType': 'none',
-        'client.showErrorDetails': 'type', 'client.showErrorLinks': 'false'}
+        'runner.fastReruns': 'false',
+        'runner.magicEnabled': 'false',
+        'server.fileWatcherType': 'none',
+        'client.showErrorDetails': 'type',
+        'client.showErrorLinks': 'false',
+    }
     flags = [f'--{name}={value}' for name, value in options.items()]
     if args.host in HERE:  # nor under another name of this machine
         flags += [f'--server.allowedHosts={host}' for host in HERE]
@@ -119,13 +138,23 @@ def page(args):
     with st.sidebar:
         st.title('mmcasvit')
         runs = find_runs(args.folders)
-        config = st.selectbox('Config', [*runs, *list_configs()], key='config', accept_new_options=True,
-                              help='Of a run, or one of the project. Another path can be typed in.')
+        config = st.selectbox(
+            'Config',
+            [*runs, *list_configs()],
+            key='config',
+            accept_new_options=True,
+            help='Of a run, or one of the project. Another path can be typed in.',
+        )
         beside = runs.get(config, [])
         # Another config has another box, which starts with the best checkpoint of that run.
         checkpoint = st.selectbox(
-            'Checkpoint', list(dict.fromkeys(sum(runs.values(), beside))), index=0 if beside else None,
-            key=f'checkpoint of {config}', accept_new_options=True, placeholder='Choose a file, or type its path')
+            'Checkpoint',
+            list(dict.fromkeys(sum(runs.values(), beside))),
+            index=0 if beside else None,
+            key=f'checkpoint of {config}',
+            accept_new_options=True,
+            placeholder='Choose a file, or type its path',
+        )
         upload = st.file_uploader('Image', [suffix[1:] for suffix in IMAGE_SUFFIXES])
         asked = st.button('Predict', type='primary', width='stretch')
     if asked:
@@ -150,9 +179,9 @@ def show_prediction(shown):
     model, prediction = shown['model'], shown['prediction']
     kind = SHOWN[model.cfg.default_scope]
     left, right = st.columns(2)
-    title, usual = ('Score threshold', .3) if kind == 'detector' else ('Probability threshold', 0.)
-    score_thr = left.slider(title, 0., 1., usual, .01, key=f'threshold of a {kind}')
-    opacity = right.slider('Opacity', 0., 1., .6, .05)
+    title, usual = ('Score threshold', 0.3) if kind == 'detector' else ('Probability threshold', 0.0)
+    score_thr = left.slider(title, 0.0, 1.0, usual, 0.01, key=f'threshold of a {kind}')
+    opacity = right.slider('Opacity', 0.0, 1.0, 0.6, 0.05)
     with complaints():
         left.image(shown['large'].picture, 'image', width='stretch', output_format='PNG')
         drawn = draw_over(model, shown['large'], score_thr, opacity)
@@ -166,6 +195,7 @@ def show_prediction(shown):
 
 def show_rows(rows, colors):
     import pandas as pd
+
     frame = pd.DataFrame(rows)
     frame.insert(0, '', '■')
     styles = [f'color: {colors.get(name, "gray")}' for name in frame['class']]
@@ -176,8 +206,13 @@ def show_rows(rows, colors):
 def show_maps(shown, score_thr):
     first, second = st.columns(2)
     names = shown['model'].dataset_meta['classes']
-    category = first.selectbox('Class of the activation maps', names, index=None,
-                               placeholder='that of the best box, or of the largest area', key=f'class of {names}')
+    category = first.selectbox(
+        'Class of the activation maps',
+        names,
+        index=None,
+        placeholder='that of the best box, or of the largest area',
+        key=f'class of {names}',
+    )
     method = second.radio('Activation maps', ['HiResCAM', 'Grad-CAM'], horizontal=True)
     if st.button('Look inside'):
         with complaints(), st.spinner('Looking inside'):
@@ -195,7 +230,7 @@ def show_latency(shown):
             shown['times'] = measure(shown['model'], shown['prediction'].picture, rounds)
     if 'times' in shown:
         st.dataframe(shown['times'], hide_index=True, width='content')
-        st.text(f'One image at a time, from the network\'s input to the finished prediction, on {machine([device])}')
+        st.text(f"One image at a time, from the network's input to the finished prediction, on {machine([device])}")
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 Detectors and classifiers write one JSON per image (OUT/preds), segmentors one index mask per image as PNG (OUT/pred).
 """
+
 import argparse
 from pathlib import Path
 
@@ -25,11 +26,12 @@ def parse_args():
     parser.add_argument('config', help='config file; it says which framework')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='(default: %(default)s)')
-    parser.add_argument('--score-thr', type=float, default=.3, help='draw boxes from this score on (default: 0.3)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='draw boxes from this score on (default: 0.3)')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument('--batch-size', type=int, default=1)
-    parser.add_argument('--deploy', action='store_true',
-                        help='predict with the deploy form of the model, with its norms folded away')
+    parser.add_argument(
+        '--deploy', action='store_true', help='predict with the deploy form of the model, with its norms folded away'
+    )
     add_trust_argument(parser)
     return parser.parse_args()
 
@@ -56,11 +58,13 @@ def main():
     out = dict(out_dir=str(args.out_dir), batch_size=args.batch_size)
     if cfg.default_scope == 'mmdet':
         from mmdet.apis import DetInferencer
+
         inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
         out |= dict(pred_score_thr=args.score_thr, no_save_pred=False)
         predictions = args.out_dir / 'preds'
     elif cfg.default_scope == 'mmpretrain':
         from mmpretrain import ImageClassificationInferencer
+
         inferencer = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device or get_device())
         # Drawings get one size: the names of classes would not fit into a small picture.
         out = dict(show_dir=str(args.out_dir / 'vis'), resize=448, batch_size=args.batch_size)
@@ -68,6 +72,7 @@ def main():
         predictions.mkdir(parents=True, exist_ok=True)
     else:
         from mmseg.apis import MMSegInferencer
+
         inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
         # mmseg draws in the colours of Cityscapes unless it is told otherwise
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta

@@ -1,4 +1,5 @@
 """Prints a Markdown table of every config: what it trains, on what, for how long and with which batch."""
+
 import argparse
 from pathlib import Path
 
@@ -26,8 +27,14 @@ def row(path):
     arch = cfg.model.backbone.arch
     rate = cfg.optim_wrapper.optimizer.lr
     batch = cfg.auto_scale_lr.base_batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
-    return [f'`{path.stem}`', arch, str(batch), f'{rate:g}', length,
-            'mixed' if cfg.optim_wrapper.type == 'AmpOptimWrapper' else 'fp32']
+    return [
+        f'`{path.stem}`',
+        arch,
+        str(batch),
+        f'{rate:g}',
+        length,
+        'mixed' if cfg.optim_wrapper.type == 'AmpOptimWrapper' else 'fp32',
+    ]
 
 
 @exits_cleanly

@@ -1,4 +1,5 @@
 """Writes a config of mmdet or mmseg anew with CAS-ViT as its backbone, or shows for which configs that works."""
+
 import argparse
 import os
 import sys
@@ -47,23 +48,33 @@ MATRIX = [
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', nargs='*',
-                        help='a config file, or a name such as mmdet::atss/atss_r50_fpn_1x_coco.py; with --table any '
-                             'number of them, none for a selection of configs of mmdet and mmseg')
+    parser.add_argument(
+        'config',
+        nargs='*',
+        help='a config file, or a name such as mmdet::atss/atss_r50_fpn_1x_coco.py; with --table any '
+        'number of them, none for a selection of configs of mmdet and mmseg',
+    )
     parser.add_argument('--out', metavar='FILE.py', help='the config to write')
     parser.add_argument('--force', action='store_true', help='write over a file that exists')
     parser.add_argument('--arch', choices=ARCHS, default='m', help='default: %(default)s')
     parser.add_argument('--pretrained', metavar='FILE', help='ImageNet weights for the backbone, file or address')
     parser.add_argument('--drop-path-rate', type=float, help='default: that of the published recipes')
     parser.add_argument('--frozen-stages', type=int, default=-1, help='default: -1, none')
-    parser.add_argument('--train-norms', action='store_true',
-                        help='let BatchNorms of the backbone learn their statistics, to train from random weights')
+    parser.add_argument(
+        '--train-norms',
+        action='store_true',
+        help='let BatchNorms of the backbone learn their statistics, to train from random weights',
+    )
     parser.add_argument('--no-verify', action='store_true', help='do not try the new model on random data')
-    parser.add_argument('--table', action='store_true',
-                        help='plug CAS-ViT into each config, build, train a step, predict, and print what works; the '
-                             'exit status is 1 if anything fails')
-    parser.add_argument('--framework', choices=['mmdet', 'mmseg'],
-                        help='with --table and no config: those of one framework')
+    parser.add_argument(
+        '--table',
+        action='store_true',
+        help='plug CAS-ViT into each config, build, train a step, predict, and print what works; the '
+        'exit status is 1 if anything fails',
+    )
+    parser.add_argument(
+        '--framework', choices=['mmdet', 'mmseg'], help='with --table and no config: those of one framework'
+    )
     return parser.parse_args()
 
 
@@ -110,9 +121,13 @@ def config_text(source, new, out, notes):
     Every form is read back as any user of mmengine would, before it is believed.
     """
     old, wanted = read_config(source).to_dict(), new.to_dict()
-    comment = ''.join(f'{line}\n' for note in [f'CAS-ViT in {source}, by tools/plug.py.', *notes]
-                      for line in textwrap.wrap(note, 120, initial_indent='# ', subsequent_indent='#   ',
-                                                break_long_words=False, break_on_hyphens=False))
+    comment = ''.join(
+        f'{line}\n'
+        for note in [f'CAS-ViT in {source}, by tools/plug.py.', *notes]
+        for line in textwrap.wrap(
+            note, 120, initial_indent='# ', subsequent_indent='#   ', break_long_words=False, break_on_hyphens=False
+        )
+    )
     short = Config(overrides(old, wanted)).pretty_text
     forms = [f'{comment}_base_ = {base!r}\n\n{short}' for base in base_candidates(source, out)]
     for text in [*forms, comment + new.pretty_text]:
@@ -143,8 +158,14 @@ def write(args):
     if args.pretrained is not None:
         read_ahead(args.pretrained)
     new, notes = plug_with_notes(
-        args.config[0], args.arch, pretrained=args.pretrained, drop_path_rate=args.drop_path_rate,
-        norm_eval=not args.train_norms, frozen_stages=args.frozen_stages, verify=not args.no_verify)
+        args.config[0],
+        args.arch,
+        pretrained=args.pretrained,
+        drop_path_rate=args.drop_path_rate,
+        norm_eval=not args.train_norms,
+        frozen_stages=args.frozen_stages,
+        verify=not args.no_verify,
+    )
     out.write_text(config_text(args.config[0], new, out, notes), encoding='utf-8')
     print('\n  '.join([f'{out} written:', *notes]))
 
@@ -160,8 +181,9 @@ def try_config(name, arch):
         cells[1] = ' '.join(str(STRIDES[i]) for i in backbone.out_indices)
         trial = try_out(new)
         if trial.unused:
-            raise PlugError(f'no gradient for {len(trial.unused)} parameters of the backbone, such as '
-                            f'{trial.unused[0]}')
+            raise PlugError(
+                f'no gradient for {len(trial.unused)} parameters of the backbone, such as {trial.unused[0]}'
+            )
         cells[2] = f'{trial.parameters / 1e6:.1f}'
         row.update(dict.fromkeys(row, 'ok'))
         worked = True

@@ -3,6 +3,7 @@
 What is finished is not done again; what was interrupted goes on from its last checkpoint. A changed config, model file
 or data set starts afresh. Everything is written below the current folder: the data to data/shapes.
 """
+
 import argparse
 import hashlib
 import json
@@ -24,10 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA_ROOT = Path('data/shapes')  # where the configs look for it
 # (name, config, metrics and the least each must reach)
 TASKS = [
-    ('RetinaNet', 'detection/retinanet_casvit-xs_fpn_6e_shapes.py', {'coco/bbox_mAP_50': .5}),
-    ('Mask R-CNN', 'detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py', {'coco/bbox_mAP_50': .5, 'coco/segm_mAP_50': .4}),
-    ('Semantic FPN', 'segmentation/semantic-fpn_casvit-xs_600i_shapes.py', {'mIoU': 60.}),
-    ('UperNet', 'segmentation/upernet_casvit-xs_600i_shapes.py', {'mIoU': 60.}),
+    ('RetinaNet', 'detection/retinanet_casvit-xs_fpn_6e_shapes.py', {'coco/bbox_mAP_50': 0.5}),
+    (
+        'Mask R-CNN',
+        'detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
+        {'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP_50': 0.4},
+    ),
+    ('Semantic FPN', 'segmentation/semantic-fpn_casvit-xs_600i_shapes.py', {'mIoU': 60.0}),
+    ('UperNet', 'segmentation/upernet_casvit-xs_600i_shapes.py', {'mIoU': 60.0}),
 ]
 PICTURES = 4
 
@@ -47,8 +52,11 @@ def run(tool, *args):
 
 
 def fingerprint(config):
-    parts = [Config.fromfile(config).pretty_text, Path(mmcasvit.models.casvit.__file__).read_text(),
-             (DATA_ROOT / 'dataset.json').read_text()]
+    parts = [
+        Config.fromfile(config).pretty_text,
+        Path(mmcasvit.models.casvit.__file__).read_text(),
+        (DATA_ROOT / 'dataset.json').read_text(),
+    ]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 
@@ -78,22 +86,31 @@ def train_and_test(config, folder):
 
 def titled(image, text):
     strip = np.full((22, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(strip, text, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, .42, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(strip, text, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([strip, image])
 
 
 def picture_row(name, folder, inputs):
     """One model's pictures side by side, each as input, ground truth and prediction from top to bottom."""
-    drawn = {file.stem.removeprefix('test_').split('_')[0].removesuffix('.jpg'): file
-             for file in sorted((folder / 'pictures').rglob('*')) if file.suffix in ('.jpg', '.png')}
+    drawn = {
+        file.stem.removeprefix('test_').split('_')[0].removesuffix('.jpg'): file
+        for file in sorted((folder / 'pictures').rglob('*'))
+        if file.suffix in ('.jpg', '.png')
+    }
     columns = []
     for image in inputs:
         photo, pair = cv2.imread(str(image)), cv2.imread(str(drawn[image.stem]))
         truth, prediction = np.hsplit(pair, 2)
         size = photo.shape[1::-1]
-        columns.append(np.vstack([titled(photo, f'{name}: input'),
-                                  titled(cv2.resize(truth, size, interpolation=cv2.INTER_AREA), 'ground truth'),
-                                  titled(cv2.resize(prediction, size, interpolation=cv2.INTER_AREA), 'prediction')]))
+        columns.append(
+            np.vstack(
+                [
+                    titled(photo, f'{name}: input'),
+                    titled(cv2.resize(truth, size, interpolation=cv2.INTER_AREA), 'ground truth'),
+                    titled(cv2.resize(prediction, size, interpolation=cv2.INTER_AREA), 'prediction'),
+                ]
+            )
+        )
     return np.hstack(columns)
 
 
@@ -101,8 +118,9 @@ def result_table(results):
     lines = ['| task | metric | reached | asked for | training, s |', '|---|---|---|---|---|']
     for (name, _, asked), result in results:
         for metric, least in asked.items():
-            lines.append(f'| {name} | {metric} | {result["metrics"][metric]:.3f} | {least:g} '
-                         f'| {result["seconds"]:.0f} |')
+            lines.append(
+                f'| {name} | {metric} | {result["metrics"][metric]:.3f} | {least:g} | {result["seconds"]:.0f} |'
+            )
     return '\n'.join(lines)
 
 
@@ -113,21 +131,28 @@ def main():
     tasks = [task for task in TASKS if args.only is None or task[0] in args.only]
     work_dir = args.work_dir.resolve()
     results, rows = [], []
-    inputs = sorted((DATA_ROOT / 'coco' / 'val2017').iterdir())[1:1 + PICTURES]
+    inputs = sorted((DATA_ROOT / 'coco' / 'val2017').iterdir())[1 : 1 + PICTURES]
     for task in tasks:
         name, config, _ = task
         config = ROOT / 'configs' / config
         folder = work_dir / config.stem
         results.append((task, train_and_test(config, folder)))
         rows.append(picture_row(name, folder, inputs))
-    sheet = np.vstack([np.hstack(rows[i:i + 2]) for i in range(0, len(rows), 2)]) if len(rows) % 2 == 0 \
+    sheet = (
+        np.vstack([np.hstack(rows[i : i + 2]) for i in range(0, len(rows), 2)])
+        if len(rows) % 2 == 0
         else np.vstack(rows)
+    )
     cv2.imwrite(str(work_dir / 'sheet.png'), sheet)
     table = result_table(results)
     (work_dir / 'results.md').write_text(table + '\n')
     print(f'\n{table}\n\npictures: {work_dir / "sheet.png"}, table: {work_dir / "results.md"}')
-    short = [f'{task[0]} {metric} {result["metrics"][metric]:.3f}' for task, result in results
-             for metric, least in task[2].items() if result['metrics'][metric] < least]
+    short = [
+        f'{task[0]} {metric} {result["metrics"][metric]:.3f}'
+        for task, result in results
+        for metric, least in task[2].items()
+        if result['metrics'][metric] < least
+    ]
     if short:
         raise UsageError(f'less than asked for: {", ".join(short)}')
 

@@ -1,5 +1,6 @@
 """Writes one HTML page on a work directory of tools/train.py and tools/test.py: configuration, environment, curves,
 classes, confusion matrix, best and worst images, time."""
+
 import argparse
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 The config says how pictures are scaled and normalised and what the classes are called, as for tools/test.py
 --exported, whose answers these are. There is no authentication: see SECURITY.md before you choose another --host.
 """
+
 import argparse
 import signal
 import socket
@@ -24,22 +25,45 @@ def parse_args():
     parser.add_argument('config', help='config file, or the name of one of ours')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s)')
     parser.add_argument('--port', type=int, default=8000, help='0 takes a free one (default: %(default)s)')
-    parser.add_argument('--max-batch', type=int, default=Limits.max_batch,
-                        help='pictures that run together at most (default: %(default)s)')
-    parser.add_argument('--max-delay-ms', type=float, default=Limits.max_delay_ms,
-                        help='how long the first picture of a batch waits for others (default: %(default)s)')
-    parser.add_argument('--max-waiting', type=int, default=Limits.max_waiting,
-                        help='requests that wait or are computed at most; more are answered with 503 '
-                             '(default: %(default)s)')
-    parser.add_argument('--max-bytes', type=int, default=Limits.max_bytes,
-                        help='of an uploaded file (default: %(default)s)')
+    parser.add_argument(
+        '--max-batch',
+        type=int,
+        default=Limits.max_batch,
+        help='pictures that run together at most (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-delay-ms',
+        type=float,
+        default=Limits.max_delay_ms,
+        help='how long the first picture of a batch waits for others (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-waiting',
+        type=int,
+        default=Limits.max_waiting,
+        help='requests that wait or are computed at most; more are answered with 503 (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-bytes', type=int, default=Limits.max_bytes, help='of an uploaded file (default: %(default)s)'
+    )
     parser.add_argument('--max-pixels', type=int, default=Limits.max_pixels, help='of a picture (default: %(default)s)')
-    parser.add_argument('--timeout', type=float, default=Limits.timeout,
-                        help='seconds for an upload, and again for the answer (default: %(default)s)')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
-                        help='of the runtime (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='override entries of the config, the same as for tools/export.py')
+    parser.add_argument(
+        '--timeout',
+        type=float,
+        default=Limits.timeout,
+        help='seconds for an upload, and again for the answer (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--threads', type=int, default=torch.get_num_threads(), help='of the runtime (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config, the same as for tools/export.py',
+    )
     return parser.parse_args()
 
 
@@ -56,6 +80,7 @@ def main():
     args = parse_args()
     check_server()
     import uvicorn
+
     limits = Limits(args.max_batch, args.max_delay_ms, args.max_waiting, args.max_bytes, args.max_pixels, args.timeout)
     if args.threads < 1:
         raise UsageError('--threads must be at least 1.')
@@ -63,8 +88,10 @@ def main():
     cfg = load_config(config_path(args.config), args.cfg_options)
     exported = load_exported(args.model, args.threads)
     if not exported.signature.dynamic_batch and limits.max_batch > 1:
-        print(f'{args.model} has a fixed batch, so that pictures run one by one. Export it with --dynamic batch to '
-              'gather them.')
+        print(
+            f'{args.model} has a fixed batch, so that pictures run one by one. Export it with --dynamic batch to '
+            'gather them.'
+        )
     app = create_app(Predictor(exported, cfg, limits.max_pixels), limits)
     # uvicorn finishes the open requests, and then raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):

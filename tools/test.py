@@ -1,4 +1,5 @@
 """Evaluates a checkpoint with its config, of mmdet, mmseg or mmpretrain."""
+
 import argparse
 import os
 
@@ -17,20 +18,30 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file; it says which framework')
     parser.add_argument('checkpoint', help='checkpoint file or address')
-    parser.add_argument('--out', metavar='FILE.pkl|DIR',
-                        help='keep the predictions: a pickle file for detectors and classifiers, a folder of index '
-                             'masks for segmentors')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.pkl|DIR',
+        help='keep the predictions: a pickle file for detectors and classifiers, a folder of index '
+        'masks for segmentors',
+    )
     parser.add_argument('--show', action='store_true', help='show every prediction in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into a folder')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between windows')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as the config has it')
-    parser.add_argument('--deploy', action='store_true',
-                        help='evaluate the deploy form of the model, with its norms folded away')
-    parser.add_argument('--exported', metavar='FILE',
-                        help='let a file of tools/export.py compute: the backbone or the whole model; CHECKPOINT gives '
-                             'what was not exported')
-    parser.add_argument('--report', action='store_true',
-                        help='leave report.html in the work dir, as tools/report.py makes it, with this test')
+    parser.add_argument(
+        '--deploy', action='store_true', help='evaluate the deploy form of the model, with its norms folded away'
+    )
+    parser.add_argument(
+        '--exported',
+        metavar='FILE',
+        help='let a file of tools/export.py compute: the backbone or the whole model; CHECKPOINT gives '
+        'what was not exported',
+    )
+    parser.add_argument(
+        '--report',
+        action='store_true',
+        help='leave report.html in the work dir, as tools/report.py makes it, with this test',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -40,8 +51,10 @@ def use_tta(cfg):
         raise UsageError('--tta: the config has no tta_model and tta_pipeline.')
     metrics = cfg.test_evaluator.get('metric', []) if isinstance(cfg.test_evaluator, dict) else []
     if cfg.default_scope == 'mmdet' and ('segm' in metrics or cfg.model.get('roi_head', {}).get('mask_head')):
-        raise UsageError('--tta: mmdet merges augmented boxes but no masks. Leave out the masks: --cfg-options '
-                         'test_evaluator.metric=bbox model.roi_head.mask_head=None')
+        raise UsageError(
+            '--tta: mmdet merges augmented boxes but no masks. Leave out the masks: --cfg-options '
+            'test_evaluator.metric=bbox model.roi_head.mask_head=None'
+        )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
@@ -51,6 +64,7 @@ def use_exported(cfg, args):
         raise UsageError('--exported: what was exported is neither deployed nor augmented again.')
     from mmcasvit.export.evaluation import fitted_pipeline
     from mmcasvit.export.hook import ExportedHook
+
     hook = ExportedHook(args.exported)
     dataset = cfg.test_dataloader.dataset
     dataset.pipeline = fitted_pipeline(dataset.pipeline, hook.exported.signature)
@@ -102,6 +116,7 @@ def main():
         check_deployable(runner.model)
     if args.out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
+
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     elif args.out and cfg.default_scope == 'mmpretrain':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))

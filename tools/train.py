@@ -1,4 +1,5 @@
 """Trains the model of a config, of mmdet, mmseg or mmpretrain."""
+
 import argparse
 import sys
 
@@ -19,12 +20,21 @@ def parse_args():
     parser.add_argument('config', help='config file; it says which framework')
     parser.add_argument('--pretrained', metavar='FILE', help='ImageNet weights for the backbone, file or address')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='auto|FILE',
-                        help='go on from FILE, or from the latest checkpoint of the work dir')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate to the batch size that is really used')
-    parser.add_argument('--report', action='store_true',
-                        help='leave report.html in the work dir, as tools/report.py makes it, with the last validation')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='auto|FILE',
+        help='go on from FILE, or from the latest checkpoint of the work dir',
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size that is really used'
+    )
+    parser.add_argument(
+        '--report',
+        action='store_true',
+        help='leave report.html in the work dir, as tools/report.py makes it, with the last validation',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -40,18 +50,20 @@ def main():
         use_cpus(cfg)
     if args.pretrained is not None:
         read_ahead(args.pretrained, args.trust_checkpoint)
-        cfg.model.backbone.init_cfg = dict(
-            type='Pretrained', checkpoint=args.pretrained, trust=args.trust_checkpoint)
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.pretrained, trust=args.trust_checkpoint)
     if args.amp:
         if not has_accelerator():
-            raise UsageError('--amp: mmengine trains in mixed precision on a GPU only, and none is visible here. Leave '
-                             'out --amp.')
+            raise UsageError(
+                '--amp: mmengine trains in mixed precision on a GPU only, and none is visible here. Leave out --amp.'
+            )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UsageError('--auto-scale-lr: the config does not say for which batch size its learning rate is '
-                             'meant. Add auto_scale_lr = dict(base_batch_size=N).')
+            raise UsageError(
+                '--auto-scale-lr: the config does not say for which batch size its learning rate is '
+                'meant. Add auto_scale_lr = dict(base_batch_size=N).'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None

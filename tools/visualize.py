@@ -1,5 +1,6 @@
 """Draws what a detector or segmentor sees in an image, stage by stage: feature maps, the gates of queries and keys, the
 additive context map, the effective receptive field, and class activation maps."""
+
 import argparse
 from pathlib import Path
 
@@ -21,13 +22,25 @@ def parse_args():
     parser.add_argument('image', type=Path)
     parser.add_argument('config', help='config file of a detector or segmentor')
     parser.add_argument('checkpoint', help='checkpoint file or address')
-    parser.add_argument('--out', type=Path, default=Path('seen.png'), metavar='FILE',
-                        help=f'the figure, as {", ".join(SUFFIXES)} (default: seen.png)')
-    parser.add_argument('--category', metavar='NAME',
-                        help='class of the activation maps (default: that of the best box, or of the largest area)')
-    parser.add_argument('--cam', choices=['HiResCAM', 'Grad-CAM'], default='HiResCAM',
-                        help='how activation maps are computed (default: HiResCAM)')
-    parser.add_argument('--score-thr', type=float, default=.3, help='of boxes that count (default: 0.3)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('seen.png'),
+        metavar='FILE',
+        help=f'the figure, as {", ".join(SUFFIXES)} (default: seen.png)',
+    )
+    parser.add_argument(
+        '--category',
+        metavar='NAME',
+        help='class of the activation maps (default: that of the best box, or of the largest area)',
+    )
+    parser.add_argument(
+        '--cam',
+        choices=['HiResCAM', 'Grad-CAM'],
+        default='HiResCAM',
+        help='how activation maps are computed (default: HiResCAM)',
+    )
+    parser.add_argument('--score-thr', type=float, default=0.3, help='of boxes that count (default: 0.3)')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     return parser.parse_args()
 
@@ -48,9 +61,14 @@ def main():
     sight = look_at(model, args.image, args.category, args.score_thr, args.cam)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw(sight, args.out)
-    print(f'{args.out}: {len(sight.stages)} stages, '
-          + (f'activation maps of {sight.category}' if sight.category else
-             'no activation maps: nothing was found, or the head gives no scores that can be traced back'))
+    print(
+        f'{args.out}: {len(sight.stages)} stages, '
+        + (
+            f'activation maps of {sight.category}'
+            if sight.category
+            else 'no activation maps: nothing was found, or the head gives no scores that can be traced back'
+        )
+    )
 
 
 if __name__ == '__main__':

@@ -27,4 +27,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=iterations, save_best=None), visualization=dict(draw=False))
+    logger=dict(interval=20), checkpoint=dict(interval=iterations, save_best=None), visualization=dict(draw=False)
+)

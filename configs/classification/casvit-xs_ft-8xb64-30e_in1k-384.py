@@ -2,7 +2,7 @@
 # 8 GPUs x 64 images, gradients of two steps gathered.
 _base_ = 'casvit-xs_8xb128-300e_in1k-224.py'
 
-model = dict(backbone=dict(drop_path_rate=0.))
+model = dict(backbone=dict(drop_path_rate=0.0))
 
 train_dataloader = dict(batch_size=64, batch_sampler=dict(sizes=(160, 192, 256, 288, 320, 384), base_size=384))
 test_pipeline = [
@@ -15,8 +15,6 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=5e-5))
 # The published command ends the cosine where it begins, and leaves the 20 epochs of warm-up in front.
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
-]
+param_scheduler = [dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=20, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=30)
 auto_scale_lr = dict(base_batch_size=512)

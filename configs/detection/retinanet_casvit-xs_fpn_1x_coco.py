@@ -1,5 +1,7 @@
 _base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/datasets/coco_detection.py', '_base_/casvit_1x.py',
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '_base_/casvit_1x.py',
 ]
 model = dict(
     # RetinaNet starts at stride 8: the first stage's output is not asked for, so that no parameter stays unused.
@@ -8,6 +10,7 @@ model = dict(
 )
 # What cannot be read is skipped, up to a limit, and reported.
 train_pipeline = [
-    dict(type='mmcasvit.SkipUnreadable', transforms=_base_.train_pipeline[:2]), *_base_.train_pipeline[2:],
+    dict(type='mmcasvit.SkipUnreadable', transforms=_base_.train_pipeline[:2]),
+    *_base_.train_pipeline[2:],
 ]
 train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))

@@ -9,7 +9,8 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type='GN', num_groups=16),
-        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32])),
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
+    ),
 )
 
 data_root = _base_.shapes_root

@@ -1,4 +1,5 @@
 """Configs by name or path, with the overrides of the command line."""
+
 import difflib
 import importlib
 import importlib.util
@@ -11,13 +12,12 @@ from mmengine.utils import import_modules_from_strings
 from mmcasvit.utils.errors import UsageError
 
 # What the configs can be for, and what to install for it.
-FRAMEWORKS = dict(
-    mmdet='onedl-mmdetection', mmseg='onedl-mmsegmentation', mmpretrain='"mmcasvit[classification]"')
+FRAMEWORKS = dict(mmdet='onedl-mmdetection', mmseg='onedl-mmsegmentation', mmpretrain='"mmcasvit[classification]"')
 
 
 def nearest_config(file: Path) -> Path | None:
     """The config beside a file that is not there whose name is most like its own, if any is like it."""
-    near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob('*.py')], n=1, cutoff=.5)
+    near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob('*.py')], n=1, cutoff=0.5)
     return file.parent / near[0] if near else None
 
 
@@ -43,8 +43,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
     except Exception as error:
         raise UsageError(f'config {file} cannot be read: {type(error).__name__}: {error}') from error
     if cfg.get('default_scope') not in FRAMEWORKS:
-        raise UsageError(f'config {file} has default_scope {cfg.get("default_scope")!r}; these tools run configs of '
-                         f'{", ".join(FRAMEWORKS)}.')
+        raise UsageError(
+            f'config {file} has default_scope {cfg.get("default_scope")!r}; these tools run configs of '
+            f'{", ".join(FRAMEWORKS)}.'
+        )
     _import_framework(cfg.default_scope, file)
     try:
         import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
@@ -59,11 +61,15 @@ def load_config(path: str, options: dict | None = None) -> Config:
     _check_kinds(cfg, file)
     if new_root is not None:
         if old_root is None:
-            raise UsageError(f'config {file} has no data_root; override that of each data set, such as '
-                             'train_dataloader.dataset.data_root=DIR.')
+            raise UsageError(
+                f'config {file} has no data_root; override that of each data set, such as '
+                'train_dataloader.dataset.data_root=DIR.'
+            )
         if not _move_data_root(cfg._cfg_dict, old_root, new_root):
-            raise UsageError(f'no data set of config {file} lies in its data_root {old_root}; override that of each '
-                             'data set, such as train_dataloader.dataset.data_root=DIR.')
+            raise UsageError(
+                f'no data set of config {file} lies in its data_root {old_root}; override that of each '
+                'data set, such as train_dataloader.dataset.data_root=DIR.'
+            )
     return cfg
 
 
@@ -83,13 +89,16 @@ def _check_kinds(cfg: Config, file: Path) -> None:
 
 def _import_framework(name: str, config: Path) -> None:
     if importlib.util.find_spec(name) is None:
-        raise UsageError(f'config {config} needs {name}, which is not installed: pip install {FRAMEWORKS[name]} (or '
-                         'OpenMMLab\'s own release, see requirements/).')
+        raise UsageError(
+            f'config {config} needs {name}, which is not installed: pip install {FRAMEWORKS[name]} (or '
+            "OpenMMLab's own release, see requirements/)."
+        )
     try:
         importlib.import_module(name)
     except Exception as error:  # whatever a package raises that finds its surroundings wrong
-        hint = (' Install the torchvision that was built for the installed PyTorch.' if 'torchvision' in str(error)
-                else '')
+        hint = (
+            ' Install the torchvision that was built for the installed PyTorch.' if 'torchvision' in str(error) else ''
+        )
         raise UsageError(f'config {config} needs {name}, and importing that failed: {error}.{hint}') from error
 
 
@@ -104,7 +113,7 @@ def _move_data_root(node, old: str, new: str) -> int:
     moved = 0
     for key, value in items:
         if key in ('data_root', 'ann_file') and isinstance(value, str) and value.startswith(old):
-            node[key] = os.path.join(new, value[len(old):].lstrip('/'))
+            node[key] = os.path.join(new, value[len(old) :].lstrip('/'))
             moved += 1
         else:
             moved += _move_data_root(value, old, new)
@@ -117,8 +126,10 @@ def root() -> Path:
     for folder in (package / '.mim', package.parent):
         if (folder / 'configs').is_dir():
             return folder
-    raise UsageError(f'{package} was installed without its configs. Install it with pip, from the repository, its '
-                     'sdist or its wheel.')
+    raise UsageError(
+        f'{package} was installed without its configs. Install it with pip, from the repository, its '
+        'sdist or its wheel.'
+    )
 
 
 def _config_files() -> dict[str, Path]:
@@ -148,9 +159,11 @@ def config_path(name: str | Path) -> str:
     files = _config_files()
     wanted = Path(name).name.removesuffix('.py')
     if wanted not in files:
-        near = [file for file in files if wanted in file][:3] or difflib.get_close_matches(wanted, files, cutoff=.5)
-        raise UsageError(f'no config file {name}, and none of that name in mmcasvit. '
-                         + (f'Did you mean {" or ".join(near)}?' if near else 'List them: python -m mmcasvit'))
+        near = [file for file in files if wanted in file][:3] or difflib.get_close_matches(wanted, files, cutoff=0.5)
+        raise UsageError(
+            f'no config file {name}, and none of that name in mmcasvit. '
+            + (f'Did you mean {" or ".join(near)}?' if near else 'List them: python -m mmcasvit')
+        )
     return str(files[wanted])
 
 

@@ -1,4 +1,5 @@
 """Checkpoints of the authors' code turned into ones of this project, and back."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,20 +34,25 @@ def expected_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = describe_model(weights)
     name = found.removeprefix('arch ').strip("'")
     if name not in ARCHS:
-        raise WeightsError(f'expected: a CAS-ViT of arch {", ".join(ARCHS)}, found: {found}. Give the '
-                           'config that the file was trained with: --config FILE')
+        raise WeightsError(
+            f'expected: a CAS-ViT of arch {", ".join(ARCHS)}, found: {found}. Give the '
+            'config that the file was trained with: --config FILE'
+        )
     with torch.device('meta'):
         model = CASViT(name, out_indices=3)
         head = torch.nn.Linear(model.out_channels[0], len(weights.get('head.head.bias', torch.empty(1000))))
     expected = {f'backbone.{key}': value for key, value in model.state_dict().items()}
-    return expected | {f'head.{part}.{key}': value for part in ('head', 'dist_head')
-                       for key, value in head.state_dict().items()}
+    return expected | {
+        f'head.{part}.{key}': value for part in ('head', 'dist_head') for key, value in head.state_dict().items()
+    }
 
 
 def _expected_for(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not is_own_classifier(weights):
-        raise WeightsError(f'this is no classifier ({describe_model(weights)}): a config has to say which model it is. '
-                           'Give the one it was trained with: --config FILE')
+        raise WeightsError(
+            f'this is no classifier ({describe_model(weights)}): a config has to say which model it is. '
+            'Give the one it was trained with: --config FILE'
+        )
     return expected_classifier(weights)
 
 
@@ -59,6 +65,7 @@ class Conversion:
         fit: The weights compared with those of the model. What is left over is kept next to them for the way back.
         supplied: Keys that were not in the file and do not change the model's function.
     """
+
     content: dict[str, Any]
     fit: Fit
     supplied: list[str] = field(default_factory=list)
@@ -75,8 +82,9 @@ def _own_meta(content: Mapping, container: str) -> dict:
 def _authors_meta(content: Mapping) -> dict:
     own = content.get('meta') or {}
     meta = {key: own[key] for key in ('epoch', 'iter') if key in own}
-    return meta | {key.upper(): value for key, value in (own.get('dataset_meta') or {}).items()
-                   if key in ('classes', 'palette')}
+    return meta | {
+        key.upper(): value for key, value in (own.get('dataset_meta') or {}).items() if key in ('classes', 'palette')
+    }
 
 
 def convert(content: Mapping, expected: Mapping[str, Tensor] | None = None, ema: bool = False) -> Conversion:
@@ -97,8 +105,10 @@ def convert(content: Mapping, expected: Mapping[str, Tensor] | None = None, ema:
     if expected is None:
         expected = _expected_for(to_own_names(find_weights(content)[1]))
     found = fit(content, expected)
-    result = dict(meta=_own_meta(content, found.container),
-                  state_dict={key: value for key, value in found.weights.items() if key in expected})
+    result = dict(
+        meta=_own_meta(content, found.container),
+        state_dict={key: value for key, value in found.weights.items() if key in expected},
+    )
     if found.leftover:
         result['unused'] = {key: found.weights[key] for key in found.leftover}
     return Conversion(result, found)

@@ -1,4 +1,5 @@
 """Models by config, with their weights."""
+
 import copy
 import importlib
 from pathlib import Path
@@ -15,9 +16,9 @@ from mmcasvit.weights.match import load
 from .config import get_config
 
 
-def get_model(config: str | Path | Config,
-              checkpoint: str | Path | None = None,
-              device: str | torch.device = 'cpu') -> nn.Module:
+def get_model(
+    config: str | Path | Config, checkpoint: str | Path | None = None, device: str | torch.device = 'cpu'
+) -> nn.Module:
     """Builds the model of a config, in evaluation mode, as the ``inference_*`` functions of its framework take it.
 
     The model carries ``cfg`` and ``dataset_meta``. Without a checkpoint its weights are those its layers start from:

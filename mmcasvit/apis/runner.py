@@ -1,4 +1,5 @@
 """mmengine's runner, built from a config."""
+
 import argparse
 import importlib
 import importlib.util
@@ -81,6 +82,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     if 'runner_type' in cfg:
         from mmengine.registry import RUNNERS
+
         runner = RUNNERS.build(cfg)
     else:
         runner = Runner.from_cfg(cfg)

@@ -1,4 +1,5 @@
 """Measures variants side by side and sets them in relation: to a baseline, and to what the machine can do at most."""
+
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +16,15 @@ from .variants import Memory, Variant, check, count_variant, peak_memory, prepar
 
 # The fields of a variant that a baseline can name, with how their values are read.
 BASELINE_FIELDS: dict[str, Callable[[str], object]] = dict(
-    model=str, mode=str, form=str, precision=str, device=str, threads=int, batch=int,
-    size=lambda text: tuple(int(side) for side in text.split('x')))
+    model=str,
+    mode=str,
+    form=str,
+    precision=str,
+    device=str,
+    threads=int,
+    batch=int,
+    size=lambda text: tuple(int(side) for side in text.split('x')),
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,10 @@ class Plan:
         memory: whether peak memory is measured too.
         clock: see :class:`Timer`.
     """
+
     rounds: int = 7
     warmup: int = 2
-    least_seconds: float = .02
+    least_seconds: float = 0.02
     memory: bool = True
     clock: Callable[[], float] = time.perf_counter
 
@@ -53,8 +62,9 @@ def parse_baseline(text: str, variants: Sequence[Variant]) -> dict[str, object]:
     for part in text.split(','):
         key, equals, value = part.partition('=')
         if not equals or key not in BASELINE_FIELDS:
-            raise UsageError(f'--baseline: expected field=value with a field of {", ".join(BASELINE_FIELDS)}, got '
-                             f'{part!r}.')
+            raise UsageError(
+                f'--baseline: expected field=value with a field of {", ".join(BASELINE_FIELDS)}, got {part!r}.'
+            )
         try:
             wanted[key] = BASELINE_FIELDS[key](value)
         except ValueError as error:
@@ -71,8 +81,12 @@ def default_baseline(variants: Sequence[Variant]) -> dict[str, object]:
     return {name: getattr(first, name) for name in varying or ['model']}
 
 
-def measure(variants: Sequence[Variant], plan: Plan, baseline: dict[str, object],
-            tell: Callable[[str], None] = lambda text: None) -> tuple[list[dict], list[str]]:
+def measure(
+    variants: Sequence[Variant],
+    plan: Plan,
+    baseline: dict[str, object],
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[list[dict], list[str]]:
     """Builds, counts, times and weighs variants.
 
     Args:
@@ -107,8 +121,10 @@ def measure(variants: Sequence[Variant], plan: Plan, baseline: dict[str, object]
 
     limits = {}
     for variant in timers:
-        for key, limit in ((matmul_key(variant), lambda v=variant: matmul_limit(v.device, v.precision)),
-                           (copy_key(variant), lambda v=variant: copy_limit(v.device))):
+        for key, limit in (
+            (matmul_key(variant), lambda v=variant: matmul_limit(v.device, v.precision)),
+            (copy_key(variant), lambda v=variant: copy_limit(v.device)),
+        ):
             if key not in limits:
                 limits[key] = limit()
                 timers = {**timers, key: timer_of(limits[key].run, variant, plan)}
@@ -132,9 +148,14 @@ def copy_key(variant: Variant) -> tuple:
     return 'copy', variant.device, variant.threads
 
 
-def rows_of(times: dict[Variant, list[float]], rates: dict[tuple, list[float]], costs: dict[Variant, Cost],
-            memory: dict[Variant, Memory | None], about: dict[Variant, dict],
-            baseline: dict[str, object]) -> list[dict]:
+def rows_of(
+    times: dict[Variant, list[float]],
+    rates: dict[tuple, list[float]],
+    costs: dict[Variant, Cost],
+    memory: dict[Variant, Memory | None],
+    about: dict[Variant, dict],
+    baseline: dict[str, object],
+) -> list[dict]:
     """What follows from the samples: one flat dict a variant.
 
     Ratios are taken round by round and summed up by their median, so that a slow round cancels out.
@@ -154,25 +175,27 @@ def rows_of(times: dict[Variant, list[float]], rates: dict[tuple, list[float]], 
         reference = times.get(replace(variant, **baseline))
         matmul = [cost.macs / rate for rate in rates[matmul_key(variant)]]
         copy = [cost.traffic / rate for rate in rates[copy_key(variant)]]
-        rows.append(dict(
-            **{field.name: getattr(variant, field.name) for field in fields(Variant)},
-            **about.get(variant, {}),
-            seconds=spread(seconds),
-            images_per_second=variant.batch / spread(seconds).median,
-            speedup=ratio(reference, seconds) if reference else None,
-            matmul_ms=spread(matmul).median * 1000,
-            matmul_reached=ratio(matmul, seconds),
-            copy_ms=spread(copy).median * 1000,
-            copy_reached=ratio(copy, seconds),
-            bound_ms=max(spread(matmul).median, spread(copy).median) * 1000,
-            params=cost.params,
-            macs=cost.macs,
-            traffic=cost.traffic,
-            weights_bytes=weighed and weighed.weights,
-            pass_bytes=weighed and weighed.above,
-            peak_bytes=weighed and weighed.total,
-            samples=seconds,
-        ))
+        rows.append(
+            dict(
+                **{field.name: getattr(variant, field.name) for field in fields(Variant)},
+                **about.get(variant, {}),
+                seconds=spread(seconds),
+                images_per_second=variant.batch / spread(seconds).median,
+                speedup=ratio(reference, seconds) if reference else None,
+                matmul_ms=spread(matmul).median * 1000,
+                matmul_reached=ratio(matmul, seconds),
+                copy_ms=spread(copy).median * 1000,
+                copy_reached=ratio(copy, seconds),
+                bound_ms=max(spread(matmul).median, spread(copy).median) * 1000,
+                params=cost.params,
+                macs=cost.macs,
+                traffic=cost.traffic,
+                weights_bytes=weighed and weighed.weights,
+                pass_bytes=weighed and weighed.above,
+                peak_bytes=weighed and weighed.total,
+                samples=seconds,
+            )
+        )
     for row in rows:
         row['size'] = 'x'.join(map(str, row['size']))
         if row['model'].endswith('.py'):
@@ -182,6 +205,7 @@ def rows_of(times: dict[Variant, list[float]], rates: dict[tuple, list[float]], 
 
 def table_row(row: dict, varying: Sequence[str], baseline: str) -> dict[str, object]:
     """A row as people read it, with the fields that vary in front."""
+
     def limit(milliseconds: float, share: Spread) -> str:
         return f'{_short(milliseconds)} ({100 * share.median:.0f}%)'
 

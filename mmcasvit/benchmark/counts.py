@@ -1,4 +1,5 @@
 """Parameters, multiply-adds and the least memory traffic of a pass, counted by PyTorch's own counter."""
+
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 
-def _convolution_backward(grad_shape, x_shape, weight_shape, _bias, _stride, _padding, _dilation, transposed,
-                          _output_padding, _groups, output_mask, out_shape) -> int:
+def _convolution_backward(
+    grad_shape,
+    x_shape,
+    weight_shape,
+    _bias,
+    _stride,
+    _padding,
+    _dilation,
+    transposed,
+    _output_padding,
+    _groups,
+    output_mask,
+    out_shape,
+) -> int:
     """Each gradient asked for costs as much as the forward pass. PyTorch takes grouped convolutions for dense here."""
     return 2 * math.prod(x_shape if transposed else grad_shape) * math.prod(weight_shape[1:]) * sum(output_mask[:2])
 
@@ -33,6 +46,7 @@ class Cost:
             result once, and everything between them is fused into them. A processor whose cache holds a map until
             it is read again may need less.
     """
+
     params: int
     macs: int
     traffic: int
@@ -66,8 +80,9 @@ def count(module: nn.Module, run: Callable[[], object]) -> Cost:
     """Counts one call of ``run``, which passes data through ``module``."""
     with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as flops, TrafficCounter() as traffic:
         run()
-    return Cost(params=sum(p.numel() for p in module.parameters()), macs=flops.get_total_flops() // 2,
-                traffic=traffic.bytes)
+    return Cost(
+        params=sum(p.numel() for p in module.parameters()), macs=flops.get_total_flops() // 2, traffic=traffic.bytes
+    )
 
 
 def on_meta(module: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor], object]) -> Cost:

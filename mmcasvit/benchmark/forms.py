@@ -1,4 +1,5 @@
 """The forms a model can be run in. A form is one or more of these joined by ``+``, applied from left to right."""
+
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .models import Backbone, WholeModel
 @dataclass(frozen=True)
 class Setting:
     """What a form has to know of how it will be run."""
+
     example: Tensor | dict
     precision: str
     device: str
@@ -36,6 +38,7 @@ def _eager(subject: Subject, setting: Setting) -> None:
 
 def _deploy(subject: Subject, setting: Setting) -> None:
     from mmcasvit.models.deploy import deploy
+
     if not subject.is_casvit:
         raise NotApplicable('only a CAS-ViT has a deploy form')
     if setting.train:
@@ -51,6 +54,7 @@ def _channels_last(subject: Subject, setting: Setting) -> None:
 def _compiled(subject: Subject, setting: Setting) -> None:
     # Variants of one class share the code that is compiled, and the default limit is a handful of them.
     import torch._dynamo
+
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 512)
     torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 2048)
     if isinstance(subject, Backbone):
@@ -74,6 +78,7 @@ class _Runtime(nn.Module):
 
 def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Callable[[Subject, Setting], None]:
     """The form of a subject that was written in a format of :mod:`mmcasvit.exporting` and is run from the file."""
+
     def apply(subject: Subject, setting: Setting) -> None:
         if isinstance(subject, WholeModel):
             raise NotApplicable(f'{name} runs backbones alone here')
@@ -85,8 +90,9 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             check_quantiser()
         known, example = FILES[format_name], setting.example
         int8 = setting.precision == 'int8'
-        signature = Signature(format_name, 'backbone', tuple(example.shape[2:]),
-                              precision='fp32' if int8 else setting.precision)
+        signature = Signature(
+            format_name, 'backbone', tuple(example.shape[2:]), precision='fp32' if int8 else setting.precision
+        )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, 'model').with_suffix(known.suffix)
             known.write(subject.module, example, signature, path)
@@ -95,6 +101,7 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
                 quantise(full, path, [example])  # noise does: what it is calibrated on does not change its speed
             setting.before_runtime()
             subject.module = _Runtime(known.run(path, setting.threads)[1])
+
     return apply
 
 
@@ -107,6 +114,7 @@ class Form:
         packages: what must be installed for it.
         exported: nothing can follow it, and the weights are in the precision that the runtime was told.
     """
+
     apply: Callable[[Subject, Setting], None]
     packages: tuple[str, ...] = ()
     exported: bool = False
@@ -117,9 +125,10 @@ FORMS: dict[str, Form] = dict(
     deploy=Form(_deploy),
     channels_last=Form(_channels_last),
     compiled=Form(_compiled),
-    onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32', )), FILES['onnx'].packages, exported=True),
-    openvino=Form(_exported('openvino', 'openvino', ('fp32', 'bf16', 'int8')), FILES['openvino'].packages,
-                  exported=True),
+    onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32',)), FILES['onnx'].packages, exported=True),
+    openvino=Form(
+        _exported('openvino', 'openvino', ('fp32', 'bf16', 'int8')), FILES['openvino'].packages, exported=True
+    ),
 )
 
 

@@ -1,4 +1,5 @@
 """Loss curves of one recipe in several precisions and forms, from the same weights over the same batches."""
+
 import copy
 import statistics
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ class CPUAutocastOptimWrapper(OptimWrapper):
 
 class _RecordHook(Hook):
     """Keeps the loss of every step and ends the run after some."""
+
     priority = 'LOWEST'
 
     def __init__(self, steps: int):
@@ -81,8 +83,11 @@ def variant_of(cfg: Config, variant: str, seed: int) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(seed=seed)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', [])
-                        if hook['type'] not in ('mmcasvit.ChannelsLastHook', 'mmcasvit.CompileHook')]
+    cfg.custom_hooks = [
+        hook
+        for hook in cfg.get('custom_hooks', [])
+        if hook['type'] not in ('mmcasvit.ChannelsLastHook', 'mmcasvit.CompileHook')
+    ]
     cfg.compile = False
     optim_wrapper = cfg.optim_wrapper
     optim_wrapper.type = 'OptimWrapper'
@@ -130,10 +135,16 @@ def loss_table(curves: dict[str, list[float]], windows: int = 5) -> list[dict[st
     steps = len(next(iter(curves.values())))
     windows = min(windows, steps)
     edges = [round(steps * part / windows) for part in range(windows + 1)]
-    means = {variant: [statistics.mean(losses[start:stop]) for start, stop in pairwise(edges)]
-             for variant, losses in curves.items()}
+    means = {
+        variant: [statistics.mean(losses[start:stop]) for start, stop in pairwise(edges)]
+        for variant, losses in curves.items()
+    }
     reference = next(iter(means.values()))
-    return [{'variant': variant,
-             **{f'steps {start + 1} to {stop}': f'{mean:.3f}' for start, stop, mean in zip(edges, edges[1:], row)},
-             'largest difference': f'{100 * max(abs(a - b) / abs(b) for a, b in zip(row, reference)):.1f}%'}
-            for variant, row in means.items()]
+    return [
+        {
+            'variant': variant,
+            **{f'steps {start + 1} to {stop}': f'{mean:.3f}' for start, stop, mean in zip(edges, edges[1:], row)},
+            'largest difference': f'{100 * max(abs(a - b) / abs(b) for a, b in zip(row, reference)):.1f}%',
+        }
+        for variant, row in means.items()
+    ]

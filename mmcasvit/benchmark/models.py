@@ -1,4 +1,5 @@
 """What can be compared: CAS-ViT, the same with softmax attention, peers of other libraries, whole configs."""
+
 import ast
 import importlib.util
 from collections.abc import Callable
@@ -21,7 +22,8 @@ _INSTALL = dict(
     mmdet='pip install onedl-mmdetection, see requirements/',
     mmseg='pip install onedl-mmsegmentation, see requirements/',
     transformers='pip install "mmcasvit[benchmark]"',
-    timm='pip install "mmcasvit[timm]", and a torchvision that was built for the installed PyTorch')
+    timm='pip install "mmcasvit[timm]", and a torchvision that was built for the installed PyTorch',
+)
 _NOISE_SIZE = (128, 128)
 
 
@@ -36,6 +38,7 @@ class Peer:
             other form of it. No classifier is ever included.
         fixed_size: whether it takes images of one size alone, which it is built for: ``build(img_size=(H, W))``.
     """
+
     library: str
     build: Callable[..., nn.Module]
     outputs: str = '4 maps'
@@ -50,7 +53,7 @@ class _LastMap(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.model(x).last_hidden_state, )
+        return (self.model(x).last_hidden_state,)
 
 
 class _FeatureMaps(nn.Module):
@@ -78,29 +81,37 @@ class _AsTuple(nn.Module):
 def _mmdet(name: str, **settings) -> Peer:
     def build():
         from mmdet import models
+
         return getattr(models, name)(**settings)
+
     return Peer('mmdet', build)
 
 
 def _mmseg(name: str, **settings) -> Peer:
     def build():
         from mmseg import models
+
         return getattr(models, name)(**settings)
+
     return Peer('mmseg', build)
 
 
 def _transformers(name: str, wrapper: type[nn.Module] = _LastMap, outputs: str = 'last map', **settings) -> Peer:
     def build():
         import transformers
+
         config_name = name.removesuffix('Model').removesuffix('Backbone') + 'Config'
         return wrapper(getattr(transformers, name)(getattr(transformers, config_name)(**settings)))
+
     return Peer('transformers', build, outputs)
 
 
 def _timm(name: str, fixed_size: bool = False) -> Peer:
     def build(**size):
         import timm
+
         return _AsTuple(timm.create_model(name, pretrained=False, features_only=True, **size))
+
     return Peer('timm', build, 'all maps', fixed_size)
 
 
@@ -113,21 +124,32 @@ PEERS: dict[str, Peer] = {
     'mobilenetv3-large-dilated': _mmseg('MobileNetV3', arch='large', out_indices=(1, 3, 6, 16)),
     'pvtv2-b0': _mmdet('PyramidVisionTransformerV2', embed_dims=32, num_layers=[2, 2, 2, 2]),
     'pvtv2-b1': _mmdet('PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
-    'swin-t': _mmdet('SwinTransformer', drop_path_rate=0.),
-    'mit-b0': _mmseg('MixVisionTransformer', embed_dims=32, num_stages=4, num_layers=[2, 2, 2, 2],
-                     num_heads=[1, 2, 5, 8], patch_sizes=[7, 3, 3, 3], sr_ratios=[8, 4, 2, 1], qkv_bias=True),
+    'swin-t': _mmdet('SwinTransformer', drop_path_rate=0.0),
+    'mit-b0': _mmseg(
+        'MixVisionTransformer',
+        embed_dims=32,
+        num_stages=4,
+        num_layers=[2, 2, 2, 2],
+        num_heads=[1, 2, 5, 8],
+        patch_sizes=[7, 3, 3, 3],
+        sr_ratios=[8, 4, 2, 1],
+        qkv_bias=True,
+    ),
     'poolformer-s12': _transformers('PoolFormerModel', depths=[2, 2, 6, 2]),
     'poolformer-s24': _transformers('PoolFormerModel', depths=[4, 4, 12, 4]),
     'swiftformer-xs': _transformers('SwiftFormerModel', depths=[3, 3, 6, 4], embed_dims=[48, 56, 112, 220]),
     'swiftformer-s': _transformers('SwiftFormerModel', depths=[3, 3, 9, 6], embed_dims=[48, 64, 168, 224]),
     'swiftformer-l1': _transformers('SwiftFormerModel', depths=[4, 3, 10, 5], embed_dims=[48, 96, 192, 384]),
     'mobilevitv2-1.0': _transformers('MobileViTV2Model'),
-    'convnextv2-atto': _transformers('ConvNextV2Backbone', hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2],
-                                     **_FOUR_STAGES),
-    'convnextv2-tiny': _transformers('ConvNextV2Backbone', hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3],
-                                     **_FOUR_STAGES),
-    'efficientnet-b0': _transformers('EfficientNetModel', image_size=224, width_coefficient=1.,
-                                     depth_coefficient=1., hidden_dim=1280),
+    'convnextv2-atto': _transformers(
+        'ConvNextV2Backbone', hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2], **_FOUR_STAGES
+    ),
+    'convnextv2-tiny': _transformers(
+        'ConvNextV2Backbone', hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], **_FOUR_STAGES
+    ),
+    'efficientnet-b0': _transformers(
+        'EfficientNetModel', image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280
+    ),
     'mobilenetv3-large': _timm('mobilenetv3_large_100'),
     'fastvit-sa12': _timm('fastvit_sa12'),
     'fastvit-sa24': _timm('fastvit_sa24'),
@@ -161,8 +183,10 @@ def parse_name(name: str) -> tuple[str, dict]:
     if name.endswith('.py'):
         return name, {}
     if base not in CASVITS and base not in PEERS:
-        raise UsageError(f'unknown model {base!r}. Valid: a config file, {", ".join([*CASVITS, *PEERS])}, or peers for '
-                         'all of those behind the CAS-ViTs.')
+        raise UsageError(
+            f'unknown model {base!r}. Valid: a config file, {", ".join([*CASVITS, *PEERS])}, or peers for '
+            'all of those behind the CAS-ViTs.'
+        )
     if text and base not in CASVITS:
         raise UsageError(f'{name}: arguments behind a colon are those of CASViT, and {base} is none.')
     settings = {}
@@ -224,6 +248,7 @@ class WholeModel:
 
     Attributes: as of :class:`Backbone`.
     """
+
     outputs = 'raw predictions'
     noise_size = _NOISE_SIZE
 
@@ -240,15 +265,22 @@ class WholeModel:
     def example(self, batch: int, size: tuple[int, int]) -> dict:
         if self.library == 'mmdet':
             from mmdet.testing import demo_mm_inputs
-            return demo_mm_inputs(batch, (3, *size), num_items=[8] * batch, num_classes=self.classes,
-                                  with_mask=self.has_masks)
+
+            return demo_mm_inputs(
+                batch, (3, *size), num_items=[8] * batch, num_classes=self.classes, with_mask=self.has_masks
+            )
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
+
         rng = torch.Generator().manual_seed(0)
         images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=rng) for _ in range(batch)]
         labels = [torch.randint(0, self.classes, (1, *size), generator=rng) for _ in range(batch)]
-        samples = [SegDataSample(gt_sem_seg=PixelData(data=label),
-                                 metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size)) for label in labels]
+        samples = [
+            SegDataSample(
+                gt_sem_seg=PixelData(data=label), metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size)
+            )
+            for label in labels
+        ]
         return dict(inputs=images, data_samples=samples)
 
     def infer(self, data: dict):
@@ -287,7 +319,7 @@ def build_subject(name: str, size: tuple[int, int] = _NOISE_SIZE) -> Backbone | 
     norms = [module for module in subject.module.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.training, norm.momentum = True, 1.
+        norm.training, norm.momentum = True, 1.0
     with torch.no_grad():
         data = subject.example(2, subject.noise_size)
         if isinstance(subject, WholeModel):

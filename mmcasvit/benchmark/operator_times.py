@@ -1,4 +1,5 @@
 """Which groups of operators a pass spends its time in, and how near each comes to the machine's limits."""
+
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,17 +14,18 @@ from mmcasvit.utils.timing import spread
 from .counts import FLOPS, nbytes
 
 _POOLS = ('pool', 'mean', 'sum')
-_NORMS = ('norm', )
+_NORMS = ('norm',)
 _ACTIVATIONS = ('gelu', 'relu', 'sigmoid', 'silu', 'hardswish', 'hardtanh', 'softmax', 'leaky')
 
 
 @dataclass
 class Group:
     """What one group of operators needs in a pass; bytes as every operator reads its inputs and writes its outputs."""
+
     calls: int = 0
-    seconds: float = 0.
-    macs: float = 0.
-    traffic: float = 0.
+    seconds: float = 0.0
+    macs: float = 0.0
+    traffic: float = 0.0
 
 
 def group_of(name: str, args: tuple) -> str:
@@ -83,8 +85,9 @@ class OperatorTimer(TorchDispatchMode):
         return result
 
 
-def time_operators(run: Callable[[], object], device: str,
-                   clock: Callable[[], float] = time.perf_counter) -> dict[str, Group]:
+def time_operators(
+    run: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Group]:
     """One pass, operator by operator; for the clock see :class:`mmcasvit.benchmarking.measuring.Timer`."""
     with OperatorTimer(device, clock) as timer:
         run()
@@ -102,15 +105,17 @@ def operator_table(passes: list[dict[str, Group]], macs_per_second: float, bytes
         group = next(groups[name] for groups in passes if name in groups)
         arithmetic, memory = group.macs / macs_per_second, group.traffic / bytes_per_second
         limit = max(arithmetic, memory)
-        rows.append({
-            'operators': name,
-            'calls': group.calls,
-            'ms': seconds * 1000,
-            'share': f'{100 * seconds / total:.0f}%',
-            'GMACs': group.macs / 1e9,
-            'MB read and written': group.traffic / 1e6,
-            'limit, ms': limit * 1000,
-            'limited by': 'arithmetic' if arithmetic > memory else 'memory',
-            'reached': f'{100 * limit / seconds:.0f}%',
-        })
+        rows.append(
+            {
+                'operators': name,
+                'calls': group.calls,
+                'ms': seconds * 1000,
+                'share': f'{100 * seconds / total:.0f}%',
+                'GMACs': group.macs / 1e9,
+                'MB read and written': group.traffic / 1e6,
+                'limit, ms': limit * 1000,
+                'limited by': 'arithmetic' if arithmetic > memory else 'memory',
+                'reached': f'{100 * limit / seconds:.0f}%',
+            }
+        )
     return rows

@@ -1,4 +1,5 @@
 """Tables, files and plots of what was measured."""
+
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,20 @@ _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#
 
 def _pyplot():
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    pyplot.rcParams.update({'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
-                            'axes.axisbelow': True, 'grid.color': '#dddddd', 'legend.frameon': False})
+
+    pyplot.rcParams.update(
+        {
+            'font.size': 9,
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'axes.axisbelow': True,
+            'grid.color': '#dddddd',
+            'legend.frameon': False,
+        }
+    )
     return pyplot
 
 
@@ -34,25 +45,37 @@ def plot_times(path: str | Path, rows: Sequence[Mapping[str, object]], labels: S
         labels: one a row.
     """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(7.5, .8 + .27 * len(rows)))
+    figure, axes = pyplot.subplots(figsize=(7.5, 0.8 + 0.27 * len(rows)))
     places = range(len(rows))
     medians = [row['seconds'].median * 1000 for row in rows]
-    whiskers = [[(row['seconds'].median - row['seconds'].low) * 1000 for row in rows],
-                [(row['seconds'].high - row['seconds'].median) * 1000 for row in rows]]
+    whiskers = [
+        [(row['seconds'].median - row['seconds'].low) * 1000 for row in rows],
+        [(row['seconds'].high - row['seconds'].median) * 1000 for row in rows],
+    ]
     models = list(dict.fromkeys(row['model'] for row in rows))
-    shades = [_COLOURS[0] if row['library'] == 'mmcasvit' else '#999999' for row in rows] if len(models) > 1 \
+    shades = (
+        [_COLOURS[0] if row['library'] == 'mmcasvit' else '#999999' for row in rows]
+        if len(models) > 1
         else [_COLOURS[0]] * len(rows)
-    axes.barh(places, medians, color=shades, height=.7)
-    axes.errorbar(medians, places, xerr=whiskers, fmt='none', ecolor='#333333', elinewidth=.8, capsize=2)
-    axes.plot([row['bound_ms'] for row in rows], places, '|', color='#d55e00', markersize=10, markeredgewidth=2,
-              label='the larger of the two limits')
+    )
+    axes.barh(places, medians, color=shades, height=0.7)
+    axes.errorbar(medians, places, xerr=whiskers, fmt='none', ecolor='#333333', elinewidth=0.8, capsize=2)
+    axes.plot(
+        [row['bound_ms'] for row in rows],
+        places,
+        '|',
+        color='#d55e00',
+        markersize=10,
+        markeredgewidth=2,
+        label='the larger of the two limits',
+    )
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.set_xlim(0)
     axes.set_xlabel('ms a pass')
     axes.set_title(title, loc='left', fontsize=9, pad=24)
     axes.grid(axis='x')
-    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=.2)
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2)
     _save(figure, path)
 
 
@@ -60,23 +83,36 @@ def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, object]], title:
     """Published accuracy against measured time, a row of panels for each form and a column for each metric."""
     pyplot = _pyplot()
     from matplotlib.ticker import LogLocator, NullLocator
+
     forms = list(dict.fromkeys(row['form'] for row in rows))
-    figure, grid = pyplot.subplots(len(forms), len(METRICS), figsize=(4.6 * len(METRICS), 3.5 * len(forms)),
-                                   squeeze=False, layout='constrained')
+    figure, grid = pyplot.subplots(
+        len(forms), len(METRICS), figsize=(4.6 * len(METRICS), 3.5 * len(forms)), squeeze=False, layout='constrained'
+    )
     for form, panels in zip(forms, grid):
         for (metric, name), axes in zip(METRICS.items(), panels):
-            points = [(row['seconds'].median * 1000, getattr(PUBLISHED[row['model']], metric), row['model'])
-                      for row in rows if row['form'] == form and row['model'] in PUBLISHED
-                      and getattr(PUBLISHED[row['model']], metric) is not None]
+            points = [
+                (row['seconds'].median * 1000, getattr(PUBLISHED[row['model']], metric), row['model'])
+                for row in rows
+                if row['form'] == form
+                and row['model'] in PUBLISHED
+                and getattr(PUBLISHED[row['model']], metric) is not None
+            ]
             family = sorted(point for point in points if point[2] in CASVIT_FAMILY)
             others = [point for point in points if point[2] not in CASVIT_FAMILY]
             axes.plot(*list(zip(*family))[:2] if family else ([], []), 'o-', color=_COLOURS[0], label='CAS-ViT')
             axes.plot(*list(zip(*others))[:2] if others else ([], []), 'o', color='#888888', label='other libraries')
             for (x, y, model), (place, anchor) in zip(points, _label_places(points)):
-                axes.annotate(model, (x, y), xytext=place, textcoords='offset points', fontsize=7, **anchor,
-                              color=_COLOURS[0] if model in CASVIT_FAMILY else '#555555')
+                axes.annotate(
+                    model,
+                    (x, y),
+                    xytext=place,
+                    textcoords='offset points',
+                    fontsize=7,
+                    **anchor,
+                    color=_COLOURS[0] if model in CASVIT_FAMILY else '#555555',
+                )
             axes.set_xscale('log')
-            axes.margins(.12)
+            axes.margins(0.12)
             axes.grid(which='both')
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
@@ -84,7 +120,7 @@ def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, object]], title:
             axes.set_xlabel(f'ms a pass, measured ({form})')
             axes.set_ylabel(f'{name}, published', fontsize=8)
     grid[0][0].legend(loc='lower right')
-    figure.suptitle(title, fontsize=9, x=.01, ha='left')
+    figure.suptitle(title, fontsize=9, x=0.01, ha='left')
     _save(figure, path)
 
 
@@ -92,8 +128,11 @@ def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tupl
     """Where names go: above the points of the family, else to the right, or left where another point is near there."""
     places = []
     for x, y, model in points:
-        crowded = any(x <= a < 1.4 * x and abs(b - y) < 1.2 for a, b, other in points
-                      if other != model and other not in CASVIT_FAMILY)
+        crowded = any(
+            x <= a < 1.4 * x and abs(b - y) < 1.2
+            for a, b, other in points
+            if other != model and other not in CASVIT_FAMILY
+        )
         if model in CASVIT_FAMILY:
             places.append(((0, 5), dict(ha='center', va='bottom')))
         elif crowded:
@@ -110,12 +149,12 @@ def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, object]], metric: s
         rows: with ``variant``, ``values`` (one a seed), ``mean`` and ``seconds`` (a :class:`Spread`).
     """
     pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 1 + .35 * max(5, len(rows))), layout='constrained')
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 1 + 0.35 * max(5, len(rows))), layout='constrained')
     places = range(len(rows))
     for place, row in zip(places, rows):
         colour = f'C{place}'  # names beside the points of the right would lie over each other
-        left.plot(row['values'], [place] * len(row['values']), 'o', color=colour, alpha=.5, markersize=5)
-        left.plot([row['mean']] * 2, [place - .3, place + .3], color=colour, linewidth=2)
+        left.plot(row['values'], [place] * len(row['values']), 'o', color=colour, alpha=0.5, markersize=5)
+        left.plot([row['mean']] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2)
         right.plot(row['seconds'].median * 1000, row['mean'], 'o', color=colour, markersize=7)
     left.set_yticks(places, [row['variant'] for row in rows])
     for place, name in zip(places, left.get_yticklabels()):
@@ -126,7 +165,7 @@ def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, object]], metric: s
     right.set_xscale('log')
     right.minorticks_off()
     right.set_xticks(*_round_ticks([row['seconds'].median * 1000 for row in rows]))
-    right.margins(.15)
+    right.margins(0.15)
     right.set_xlabel('ms of the backbone')
     right.set_ylabel(f'mean {metric}')
     right.grid()
@@ -136,13 +175,17 @@ def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, object]], metric: s
 def _round_ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
     """Numbers that begin with 1, 2 or 5 around positive values, and how they are written."""
     powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [digit * 10. ** power for power in powers for digit in (1, 2, 5)]
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     ticks = [tick for tick in ticks if min(values) / 2 < tick < max(values) * 2]
     return ticks, [f'{tick:g}' for tick in ticks]
 
 
-def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-                 exponents: Mapping[str, Mapping[str, float]], title: str) -> None:
+def plot_scaling(
+    path: str | Path,
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    exponents: Mapping[str, Mapping[str, float]],
+    title: str,
+) -> None:
     """How several quantities grow with the pixels, a panel for each, both axes logarithmic.
 
     Args:
@@ -150,28 +193,35 @@ def plot_scaling(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[tu
         exponents: of each quantity, of each model, the fitted exponent.
     """
     pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.3), squeeze=False,
-                                     layout='constrained')
+    figure, panels = pyplot.subplots(
+        1, len(curves), figsize=(3.4 * len(curves), 3.3), squeeze=False, layout='constrained'
+    )
     for (quantity, models), axes in zip(curves.items(), panels[0]):
         for colour, (model, points) in zip(_COLOURS, models.items()):
-            axes.plot(*zip(*points), 'o-', color=colour, markersize=4,
-                      label=f'{model}: pixels^{exponents[quantity][model]:.2f}')
+            axes.plot(
+                *zip(*points),
+                'o-',
+                color=colour,
+                markersize=4,
+                label=f'{model}: pixels^{exponents[quantity][model]:.2f}',
+            )
         axes.set_xscale('log')
         axes.set_yscale('log')
-        sides = sorted({round(x ** .5) for points in models.values() for x, _ in points})
-        axes.set_xticks([side ** 2 for side in sides], [str(side) for side in sides], fontsize=7, rotation=45)
+        sides = sorted({round(x**0.5) for points in models.values() for x, _ in points})
+        axes.set_xticks([side**2 for side in sides], [str(side) for side in sides], fontsize=7, rotation=45)
         axes.minorticks_off()
         axes.yaxis.set_major_formatter('{x:g}')
         axes.grid()
         axes.set_xlabel('side of the square image, pixels')
         axes.set_title(quantity, fontsize=9)
         axes.legend(fontsize=7)
-    figure.suptitle(title, fontsize=9, x=.01, ha='left')
+    figure.suptitle(title, fontsize=9, x=0.01, ha='left')
     _save(figure, path)
 
 
-def plot_losses(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]], title: str,
-                smooth: int = 10) -> None:
+def plot_losses(
+    path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]], title: str, smooth: int = 10
+) -> None:
     """Losses step by step, a panel for each recipe and a line for each variant.
 
     Args:
@@ -181,8 +231,9 @@ def plot_losses(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
     pyplot = _pyplot()
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
-    figure, panels = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3 * rows), squeeze=False,
-                                     layout='constrained')
+    figure, panels = pyplot.subplots(
+        rows, columns, figsize=(4.6 * columns, 3 * rows), squeeze=False, layout='constrained'
+    )
     for (recipe, variants), axes in zip(curves.items(), panels.flat):
         for colour, (variant, losses) in zip(_COLOURS, variants.items()):
             width = min(smooth, len(losses))
@@ -193,8 +244,8 @@ def plot_losses(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
         axes.set_ylabel(f'loss, mean of {smooth} steps')
         axes.set_ylim(0)
         axes.grid()
-    for axes in panels.flat[len(curves):]:
+    for axes in panels.flat[len(curves) :]:
         axes.remove()
     panels.flat[0].legend()
-    figure.suptitle(title, fontsize=9, x=.01, ha='left')
+    figure.suptitle(title, fontsize=9, x=0.01, ha='left')
     _save(figure, path)

@@ -3,6 +3,7 @@
 Mask R-CNN: FPN, 12 epochs, COCO val2017, single scale. Semantic FPN: ADE20K val, single scale. Recipes differ in batch
 size (16 or 32) and learning rate, pretraining in its length and in distillation: the sources tell.
 """
+
 from dataclasses import dataclass
 
 
@@ -15,6 +16,7 @@ class Published:
         miou: Semantic FPN on ADE20K val.
         source: where the figures stand.
     """
+
     box_ap: float | None
     mask_ap: float | None
     miou: float | None

@@ -1,4 +1,5 @@
 """Where a training step of mmengine's runner spends its time."""
+
 import functools
 import statistics
 import time
@@ -65,6 +66,7 @@ class Stopwatch:
         def wrapped(*args, **kwargs):
             with self.part(name):
                 return function(*args, **kwargs)
+
         return wrapped
 
     def watch_module(self, module: nn.Module, name: str) -> None:
@@ -84,6 +86,7 @@ class Stopwatch:
                 if not arrived and self.running and self.running[-1].startswith(BACKWARD):
                     arrived.append(True)
                     self.rename(f'{BACKWARD}: {name}')
+
             for output in tree_leaves(outputs):
                 if isinstance(output, Tensor) and output.requires_grad:
                     output.register_hook(note)
@@ -115,6 +118,7 @@ class _TimedLoader:
 
 class _MeasureHook(Hook):
     """Instruments the runner once all of it is built, takes what was counted after each step, and ends the run."""
+
     priority = 'LOWEST'  # so that what the other hooks do after a step counts to this step
 
     def __init__(self, watch: Stopwatch, steps: int):
@@ -169,8 +173,16 @@ def instrument(runner: Runner, watch: Stopwatch) -> list[str]:
     loop.dataloader = _TimedLoader(loop.dataloader, watch)
     if hasattr(loop, 'dataloader_iterator'):
         loop.dataloader_iterator = _TimedLoader(loop.dataloader_iterator, watch)
-    return [LOADING, *forward, LOSSES, f'{BACKWARD}: heads and losses',
-            *(f'{BACKWARD}: {name}' for name in reversed(watched)), OPTIMIZER, HOOKS, LOOP]
+    return [
+        LOADING,
+        *forward,
+        LOSSES,
+        f'{BACKWARD}: heads and losses',
+        *(f'{BACKWARD}: {name}' for name in reversed(watched)),
+        OPTIMIZER,
+        HOOKS,
+        LOOP,
+    ]
 
 
 def measure_steps(runner: Runner, steps: int, warmup: int) -> tuple[list[dict[str, float]], list[str]]:
@@ -205,11 +217,15 @@ def step_table(steps: list[dict[str, float]], order: list[str]) -> list[dict[str
     rows = []
     for part in [*order, *sorted(seen - set(order))]:
         if part in seen:
-            rows.append(_line(part, [step.get(part, 0.) for step in steps], total))
+            rows.append(_line(part, [step.get(part, 0.0) for step in steps], total))
     return [*rows, _line('whole step', [sum(step.values()) for step in steps], total)]
 
 
 def _line(part, seconds, total) -> dict[str, object]:
     around, mean = spread(seconds), statistics.mean(seconds)
-    return {'part': part, 'ms': mean * 1000, 'share': f'{100 * mean / total:.1f}%',
-            'quartiles, ms': f'{around.low * 1000:.1f} to {around.high * 1000:.1f}'}
+    return {
+        'part': part,
+        'ms': mean * 1000,
+        'share': f'{100 * mean / total:.1f}%',
+        'quartiles, ms': f'{around.low * 1000:.1f} to {around.high * 1000:.1f}',
+    }

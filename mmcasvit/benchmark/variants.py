@@ -1,4 +1,5 @@
 """One thing to measure, a model in a form with its settings: how it is built, counted and weighed."""
+
 import ctypes
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from .models import PEERS, Backbone, WholeModel, build_subject, check_library, p
 @dataclass(frozen=True)
 class Variant:
     """A row of the table to be. Sizes are ``(height, width)`` in pixels."""
+
     model: str
     mode: str = 'infer'
     form: str = 'eager'
@@ -34,8 +36,10 @@ class Variant:
 
     def __str__(self) -> str:
         height, width = self.size
-        return (f'{self.model} {self.mode} {self.form} {self.precision} {self.device} threads={self.threads} '
-                f'batch={self.batch} {height}x{width}')
+        return (
+            f'{self.model} {self.mode} {self.form} {self.precision} {self.device} threads={self.threads} '
+            f'batch={self.batch} {height}x{width}'
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Prepared:
         deviation: how far the outputs are from those of the eager model in fp32, relative, by the norm of the
             difference; None for training and whole models.
     """
+
     run: Callable[[], object]
     weights: int
     library: str
@@ -115,8 +120,9 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
         for step in steps:
             step.apply(subject, setting)
         if 'channels_last' in variant.form.split('+'):
-            data = tree_map_only(torch.Tensor, lambda x: x.contiguous(memory_format=torch.channels_last)
-                                 if x.dim() == 4 else x, data)
+            data = tree_map_only(
+                torch.Tensor, lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, data
+            )
 
         def infer():
             with torch.inference_mode(), autocast:
@@ -174,6 +180,7 @@ class Memory:
         weights: parameters and buffers; None for exported forms, where it cannot be told apart.
         above: what the pass holds beside them: maps, what is kept for the backward pass, gradients, scratch space.
     """
+
     weights: int | None
     above: int
 

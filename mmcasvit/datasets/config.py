@@ -1,4 +1,5 @@
 """Questions about data set configs: the data sets inside wrappers, their files, their classes."""
+
 import inspect
 import json
 import mmap
@@ -63,10 +64,12 @@ def reads_annotations_as(kind: type, scope: str) -> str:
     ``'images'``: what it reads in its own way is not second-guessed."""
     if scope == 'mmdet':
         from mmdet.datasets import CocoDataset
+
         if getattr(kind, 'load_data_list', None) is CocoDataset.load_data_list:
             return 'coco'
     if scope == 'mmseg':
         from mmseg.datasets import BaseSegDataset
+
         if getattr(kind, 'load_data_list', None) is BaseSegDataset.load_data_list:
             return 'masks'
     return 'images'
@@ -76,7 +79,7 @@ def class_names(dataset: ConfigDict, scope: str) -> tuple[str, ...]:
     """The classes of a data set in the order of its labels, or ``()`` where only its files say."""
     metainfo = {**getattr(dataset_type(dataset, scope), 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     names = metainfo.get('classes') or ()
-    return (names, ) if isinstance(names, str) else tuple(names)
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def category_order_fault(in_file: Sequence[str], classes: Sequence[str]) -> str:
@@ -85,8 +88,10 @@ def category_order_fault(in_file: Sequence[str], classes: Sequence[str]) -> str:
     classes = [name for name in classes if name in in_file]
     for label, (found, expected) in enumerate(zip(in_file, classes)):
         if found != expected:
-            return (f'label {label} is {expected!r} in the config and {found!r} in the file, by whose order mmdet '
-                    'numbers them')
+            return (
+                f'label {label} is {expected!r} in the config and {found!r} in the file, by whose order mmdet '
+                'numbers them'
+            )
     return ''
 
 
@@ -104,7 +109,7 @@ def read_categories(file: str) -> list[str] | None:
                 begin = content.find(b'[', start)
                 for size in (2**16, 2**20, 2**24):
                     try:
-                        found, _ = json.JSONDecoder().raw_decode(content[begin:begin + size].decode(errors='replace'))
+                        found, _ = json.JSONDecoder().raw_decode(content[begin : begin + size].decode(errors='replace'))
                     except ValueError:
                         continue
                     if all(isinstance(category, dict) and 'name' in category for category in found):

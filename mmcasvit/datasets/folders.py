@@ -1,4 +1,5 @@
 """Files outside of the folders of a data set are refused."""
+
 import os
 from collections.abc import Sequence
 
@@ -31,8 +32,10 @@ class StayInFolders(BaseTransform):
     def transform(self, results: dict) -> dict:
         for key in ('img_path', 'seg_map_path'):
             if results.get(key) and leaves(self.folders, results[key]):
-                raise DataError(f'the annotations name a file outside of the data set: {results[key]} is not in '
-                                f'{" or ".join(self.folders)}. tools/check_dataset.py lists all of them.')
+                raise DataError(
+                    f'the annotations name a file outside of the data set: {results[key]} is not in '
+                    f'{" or ".join(self.folders)}. tools/check_dataset.py lists all of them.'
+                )
         return results
 
     def __repr__(self) -> str:

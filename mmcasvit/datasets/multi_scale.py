@@ -2,6 +2,7 @@
 
 mmpretrain is optional, so this module is not imported with the package: configs name it in ``custom_imports``.
 """
+
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -14,8 +15,10 @@ try:
     from mmpretrain.datasets.transforms import RandomResizedCrop
     from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch raises the latter
-    raise ImportError('mmcasvit.datasets.multi_scale needs mmpretrain, pip install "mmcasvit[classification]", and the '
-                      f'torchvision that was built for the installed PyTorch: {error}') from error
+    raise ImportError(
+        'mmcasvit.datasets.multi_scale needs mmpretrain, pip install "mmcasvit[classification]", and the '
+        f'torchvision that was built for the installed PyTorch: {error}'
+    ) from error
 
 
 @DATA_SAMPLERS.register_module()

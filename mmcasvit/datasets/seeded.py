@@ -1,4 +1,5 @@
 """datasets.seeded"""
+
 import itertools
 import random
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ _SAMPLE, _STEP, _VALIDATION = 0, 1, 2
 
 class Draw(NamedTuple):
     """One entry of a batch: what the data set is asked for, and what the randomness of its pipeline depends on."""
+
     key: Any
     entropy: tuple[int, ...]
 
@@ -50,8 +52,9 @@ class ResumableBatchSampler:
         if batches is None:
             self.batches = BatchSampler(sampler, batch_size, drop_last)
         else:
-            self.batches = MMENGINE_DATA_SAMPLERS.build(batches, default_args=dict(
-                sampler=sampler, batch_size=batch_size))
+            self.batches = MMENGINE_DATA_SAMPLERS.build(
+                batches, default_args=dict(sampler=sampler, batch_size=batch_size)
+            )
         self._seed = None
 
     def start(self, seed: int, epoch: int = 0, skip: int = 0, endless: bool = False) -> None:
@@ -86,8 +89,10 @@ class ResumableBatchSampler:
                 if skip:
                     skip -= 1
                     continue
-                yield [Draw(key, (self._seed, _SAMPLE, epoch, number, place * world_size + rank))
-                       for place, key in enumerate(batch)]
+                yield [
+                    Draw(key, (self._seed, _SAMPLE, epoch, number, place * world_size + rank))
+                    for place, key in enumerate(batch)
+                ]
             if number < 0:
                 raise ValueError('the training data are fewer than a batch, and the last batch is left out.')
 
@@ -135,15 +140,24 @@ def resumable(dataloader: dict) -> dict:
     Raises:
         TypeError: the dataloader, its data set or its batch sampler is built already.
     """
-    built = [part for part in (dataloader, dataloader['dataset'] if isinstance(dataloader, dict) else None,
-                               dataloader.get('batch_sampler') if isinstance(dataloader, dict) else None)
-             if part is not None and not isinstance(part, dict)]
+    built = [
+        part
+        for part in (
+            dataloader,
+            dataloader['dataset'] if isinstance(dataloader, dict) else None,
+            dataloader.get('batch_sampler') if isinstance(dataloader, dict) else None,
+        )
+        if part is not None and not isinstance(part, dict)
+    ]
     if built:
-        raise TypeError('the training loops of mmcasvit need a config of the dataloader, got a built '
-                        f'{type(built[0]).__name__}.')
+        raise TypeError(
+            f'the training loops of mmcasvit need a config of the dataloader, got a built {type(built[0]).__name__}.'
+        )
     config = dict(dataloader)
     config['dataset'] = dict(type='mmcasvit.SeededDataset', dataset=config['dataset'])
     config['batch_sampler'] = dict(
-        type='mmcasvit.ResumableBatchSampler', batches=config.get('batch_sampler'),
-        drop_last=config.pop('drop_last', False))
+        type='mmcasvit.ResumableBatchSampler',
+        batches=config.get('batch_sampler'),
+        drop_last=config.pop('drop_last', False),
+    )
     return config

@@ -2,6 +2,7 @@
 
 The scenes let every recipe train, evaluate and draw on a machine that has none of these data sets.
 """
+
 import json
 import os
 import shutil
@@ -22,17 +23,24 @@ STUFF = ('sky', 'ground')
 # Index masks count these from 1; 0 is unlabelled, as in ADE20K.
 SEMANTIC_CLASSES = STUFF + THINGS
 # The lighter colour of an object's texture stays near this, in BGR.
-COLOURS = dict(disc=(60, 20, 220), square=(200, 110, 20), triangle=(40, 190, 235), star=(160, 40, 150),
-               cross=(70, 170, 50), ring=(200, 200, 60))
+COLOURS = dict(
+    disc=(60, 20, 220),
+    square=(200, 110, 20),
+    triangle=(40, 190, 235),
+    star=(160, 40, 150),
+    cross=(70, 170, 50),
+    ring=(200, 200, 60),
+)
 CROP_SIDE = 64  # of the pictures with one object each, for classification
 SPLITS = dict(train=('train2017', 'training'), val=('val2017', 'validation'))
 # What is hidden beyond this is no longer an object to be found: it stays in the picture and gets no label.
-MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE = 25, .2
+MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE = 25, 0.2
 
 
 @dataclass
 class Instance:
     """One object as it can be seen: ``mask`` is a boolean ``(H, W)`` array without the occluded pixels."""
+
     category: str
     mask: np.ndarray
     iscrowd: bool = False
@@ -41,6 +49,7 @@ class Instance:
 @dataclass
 class Scene:
     """A picture ``(H, W, 3)`` in uint8 BGR, its instances, and its ``(H, W)`` uint8 index mask."""
+
     image: np.ndarray
     instances: list[Instance]
     semantic: np.ndarray
@@ -50,30 +59,48 @@ def _outline(category: str, size: float, angle: float) -> list[np.ndarray]:
     """Closed outlines around the origin, filled by the even-odd rule; ``size`` is the diameter in pixels."""
     radius = size / 2
 
-    def regular(corners: int, radii: tuple[float, ...], turn: float = 0.) -> np.ndarray:
+    def regular(corners: int, radii: tuple[float, ...], turn: float = 0.0) -> np.ndarray:
         turns = angle + turn + 2 * np.pi * np.arange(corners) / corners
         reach = radius * np.resize(radii, corners)
         return np.stack([reach * np.cos(turns), reach * np.sin(turns)], axis=1)
 
     if category == 'disc':
-        return [regular(40, (1., ))]
+        return [regular(40, (1.0,))]
     if category == 'ring':
-        return [regular(40, (1., )), regular(40, (.55, ))]
+        return [regular(40, (1.0,)), regular(40, (0.55,))]
     if category == 'square':
-        return [regular(4, (1., ))]
+        return [regular(4, (1.0,))]
     if category == 'triangle':
-        return [regular(3, (1., ))]
+        return [regular(3, (1.0,))]
     if category == 'star':
-        return [regular(10, (1., .45))]
-    arm = .33
-    corners = np.array([(1, arm), (arm, arm), (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm),
-                        (-arm, -1), (arm, -1), (arm, -arm), (1, -arm)]) * radius
+        return [regular(10, (1.0, 0.45))]
+    arm = 0.33
+    corners = (
+        np.array(
+            [
+                (1, arm),
+                (arm, arm),
+                (arm, 1),
+                (-arm, 1),
+                (-arm, arm),
+                (-1, arm),
+                (-1, -arm),
+                (-arm, -arm),
+                (-arm, -1),
+                (arm, -1),
+                (arm, -arm),
+                (1, -arm),
+            ]
+        )
+        * radius
+    )
     cos, sin = np.cos(angle), np.sin(angle)
     return [corners @ np.array([[cos, sin], [-sin, cos]])]
 
 
-def _raster(category: str, size: float, angle: float, centre: tuple[float, float],
-            shape: tuple[int, int]) -> np.ndarray:
+def _raster(
+    category: str, size: float, angle: float, centre: tuple[float, float], shape: tuple[int, int]
+) -> np.ndarray:
     canvas = np.zeros(shape, np.uint8)
     points = [np.round((line + np.array(centre)) * 16).astype(np.int32) for line in _outline(category, size, angle)]
     cv2.fillPoly(canvas, points, 1, shift=4)
@@ -82,19 +109,19 @@ def _raster(category: str, size: float, angle: float, centre: tuple[float, float
 
 def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
     """The pattern of a class in two colours, ``(H, W, 3)`` in float32."""
-    y, x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     period = rng.uniform(5, 12)
     phase = rng.uniform(0, period, 2)
     u, v = (x + phase[0]) / period, (y + phase[1]) / period
     patterns = dict(
-        disc=lambda: (u % 1 - .5)**2 + (v % 1 - .5)**2 < .1,
+        disc=lambda: (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.1,
         square=lambda: (np.floor(u) + np.floor(v)) % 2 > 0,
-        triangle=lambda: v % 1 < .5,
-        star=lambda: rng.random(shape) < .5,
-        cross=lambda: (u + v) % 1 < .5,
-        ring=lambda: u % 1 < .5,
-        sky=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 6) > .5,
-        ground=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 1.5) > .5,
+        triangle=lambda: v % 1 < 0.5,
+        star=lambda: rng.random(shape) < 0.5,
+        cross=lambda: (u + v) % 1 < 0.5,
+        ring=lambda: u % 1 < 0.5,
+        sky=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 6) > 0.5,
+        ground=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 1.5) > 0.5,
     )
     first, second = rng.uniform(30, 225, 3), rng.uniform(30, 225, 3)
     if kind in STUFF:  # calm and greyish, so that objects stand out from it as they mostly do
@@ -102,7 +129,7 @@ def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.
         second = first + rng.uniform(-25, 25, 3)
     else:
         first = np.array(COLOURS[kind]) + rng.uniform(-30, 30, 3)
-        second = first * rng.uniform(.3, .7)
+        second = first * rng.uniform(0.3, 0.7)
     return np.where(patterns[kind]()[..., None], first, second).astype(np.float32)
 
 
@@ -116,18 +143,18 @@ def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) ->
         height, width: in pixels.
     """
     shape = (height, width)
-    horizon = height * rng.uniform(.25, .75) + width * rng.uniform(-.2, .2) * np.linspace(-.5, .5, width)
+    horizon = height * rng.uniform(0.25, 0.75) + width * rng.uniform(-0.2, 0.2) * np.linspace(-0.5, 0.5, width)
     is_ground = np.arange(height)[:, None] > horizon
     image = np.where(is_ground[..., None], _texture(rng, 'ground', shape), _texture(rng, 'sky', shape))
     semantic = np.where(is_ground, 1 + STUFF.index('ground'), 1 + STUFF.index('sky')).astype(np.uint8)
 
     painted = []  # (category, whole mask, iscrowd), back to front
-    if rng.random() >= .1:
-        if rng.random() < .06:
+    if rng.random() >= 0.1:
+        if rng.random() < 0.06:
             painted.append(('disc', _swarm(rng, shape), True))
         for _ in range(rng.integers(1, 9)):
             category = THINGS[rng.integers(len(THINGS))]
-            size = np.exp(rng.uniform(np.log(.12), np.log(.75))) * height
+            size = np.exp(rng.uniform(np.log(0.12), np.log(0.75))) * height
             centre = (rng.uniform(0, width), rng.uniform(0, height))
             mask = _raster(category, size, rng.uniform(0, 2 * np.pi), centre, shape)
             if mask.any():
@@ -146,15 +173,15 @@ def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) ->
             continue
         semantic[visible] = 1 + SEMANTIC_CLASSES.index(category)
         instances.append(Instance(category, visible, iscrowd))
-    image = image * rng.uniform(.7, 1.1) + rng.normal(0, 4, image.shape)
+    image = image * rng.uniform(0.7, 1.1) + rng.normal(0, 4, image.shape)
     return Scene(image.clip(0, 255).astype(np.uint8), instances, semantic)
 
 
 def _swarm(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     swarm = np.zeros(shape, bool)
-    middle = rng.uniform(.2, .8, 2) * shape[::-1]
-    for centre in rng.normal(middle, .08 * shape[0], (20, 2)):
-        swarm |= _raster('disc', .04 * shape[0], 0., tuple(centre), shape)
+    middle = rng.uniform(0.2, 0.8, 2) * shape[::-1]
+    for centre in rng.normal(middle, 0.08 * shape[0], (20, 2)):
+        swarm |= _raster('disc', 0.04 * shape[0], 0.0, tuple(centre), shape)
     return swarm
 
 
@@ -162,10 +189,10 @@ def draw_object(rng: np.random.Generator, category: str, side: int = CROP_SIDE) 
     """Draws one object of a class on a calm background, ``(side, side, 3)`` in uint8 BGR."""
     shape = (side, side)
     image = _texture(rng, STUFF[rng.integers(len(STUFF))], shape)
-    centre = tuple(rng.uniform(.35, .65, 2) * side)
-    mask = _raster(category, rng.uniform(.4, .9) * side, rng.uniform(0, 2 * np.pi), centre, shape)
+    centre = tuple(rng.uniform(0.35, 0.65, 2) * side)
+    mask = _raster(category, rng.uniform(0.4, 0.9) * side, rng.uniform(0, 2 * np.pi), centre, shape)
     image[mask] = _texture(rng, category, shape)[mask]
-    image = image * rng.uniform(.7, 1.1) + rng.normal(0, 4, image.shape)
+    image = image * rng.uniform(0.7, 1.1) + rng.normal(0, 4, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
@@ -180,8 +207,10 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     rows, starts = np.nonzero(steps == 1)
     ends = np.nonzero(steps == -1)[1]
     region = shapely.union_all(shapely.box(starts, rows, ends, rows + 1))
-    return [[float(value) for point in shapely.get_coordinates(part.exterior)[:-1] for value in point]
-            for part in _without_holes(region)]
+    return [
+        [float(value) for point in shapely.get_coordinates(part.exterior)[:-1] for value in point]
+        for part in _without_holes(region)
+    ]
 
 
 def _without_holes(region) -> Iterator[shapely.Polygon]:
@@ -263,8 +292,9 @@ def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 128
             task = progress.add_task('drawing scenes', total=train + val)
             for number, (split, count) in enumerate(dict(train=train, val=val).items()):
                 _write_objects(unfinished / 'imagenet' / split, count, [seed, len(SPLITS) + number])
-                summary[f'{split}_instances'] = _write_split(unfinished, split, count, summary,
-                                                             lambda: progress.advance(task))
+                summary[f'{split}_instances'] = _write_split(
+                    unfinished, split, count, summary, lambda: progress.advance(task)
+                )
         (unfinished / 'dataset.json').write_text(json.dumps(summary, indent=1) + '\n')
         unfinished.chmod(0o755)
         os.rename(unfinished, root)
@@ -279,8 +309,7 @@ def _write_objects(folder: Path, count: int, seed: list[int]) -> None:
         (folder / category).mkdir(parents=True)
         for i in range(-(-count // len(THINGS))):
             image = draw_object(np.random.default_rng([*seed, number, i]), category)
-            cv2.imwrite(str(folder / category / f'{category}_{i + 1:06d}.jpg'), image,
-                        [cv2.IMWRITE_JPEG_QUALITY, 95])
+            cv2.imwrite(str(folder / category / f'{category}_{i + 1:06d}.jpg'), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 def _write_split(root: Path, split: str, count: int, summary: dict, advance: Callable[[], None]) -> int:
@@ -302,12 +331,22 @@ def _write_split(root: Path, split: str, count: int, summary: dict, advance: Cal
         shutil.copyfile(coco_images / f'{name}.jpg', voc_images / f'{voc_names[-1]}.jpg')
         _voc_xml(f'{voc_names[-1]}.jpg', scene).write(voc_labels / f'{voc_names[-1]}.xml')
         images.append(dict(id=i + 1, file_name=f'{name}.jpg', height=summary['height'], width=summary['width']))
-        labels += [dict(id=len(labels) + k + 1, image_id=i + 1, **_annotation(instance))
-                   for k, instance in enumerate(scene.instances)]
+        labels += [
+            dict(id=len(labels) + k + 1, image_id=i + 1, **_annotation(instance))
+            for k, instance in enumerate(scene.instances)
+        ]
         advance()
     (voc_lists / f'{split}.txt').write_text('\n'.join(voc_names) + '\n')
     categories = [dict(id=k + 1, name=name, supercategory='shape') for k, name in enumerate(THINGS)]
-    (annotations / f'instances_{coco_split}.json').write_text(json.dumps(dict(
-        info=dict(description='mmcasvit shapes'), licenses=[], images=images, annotations=labels,
-        categories=categories)))
+    (annotations / f'instances_{coco_split}.json').write_text(
+        json.dumps(
+            dict(
+                info=dict(description='mmcasvit shapes'),
+                licenses=[],
+                images=images,
+                annotations=labels,
+                categories=categories,
+            )
+        )
+    )
     return len(labels)

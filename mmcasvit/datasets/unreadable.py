@@ -1,4 +1,5 @@
 """Training data that cannot be read: skipped up to a limit, counted and reported; and files outside the data root."""
+
 import json
 import logging
 import os
@@ -94,12 +95,17 @@ class SkipUnreadable(BaseTransform):
         self._in_a_row += 1
         count = self.skipped.add(file, reason)
         if count is not None:
-            print_log(f'training image skipped ({count} so far, {self.limit} allowed): {file}: {reason}',
-                      logger='current', level=logging.WARNING)
+            print_log(
+                f'training image skipped ({count} so far, {self.limit} allowed): {file}: {reason}',
+                logger='current',
+                level=logging.WARNING,
+            )
         if max(count or 0, self._in_a_row) > self.limit:
-            raise DataError(f'training stopped: {len(self.skipped.read())} training images could not be read and '
-                            f'{self.limit} may be skipped, the last one {file} ({reason}). tools/check_dataset.py '
-                            'lists them all; the limit is that of mmcasvit.SkipUnreadable in the training pipeline.')
+            raise DataError(
+                f'training stopped: {len(self.skipped.read())} training images could not be read and '
+                f'{self.limit} may be skipped, the last one {file} ({reason}). tools/check_dataset.py '
+                'lists them all; the limit is that of mmcasvit.SkipUnreadable in the training pipeline.'
+            )
         return None
 
     def __repr__(self) -> str:

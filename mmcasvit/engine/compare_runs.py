@@ -1,4 +1,5 @@
 """Compares what two training runs left behind, to the last bit."""
+
 import hashlib
 import json
 import re
@@ -62,6 +63,8 @@ def _last(work_dir: Path) -> Path:
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """One line for each value that is not the same in both outcomes; NaN equals NaN."""
-    return [f'{name}: {found.get(name, "absent")}, expected {wanted.get(name, "absent")}'
-            for name in sorted(found.keys() | wanted.keys())
-            if repr(found.get(name, 'absent')) != repr(wanted.get(name, 'absent'))]
+    return [
+        f'{name}: {found.get(name, "absent")}, expected {wanted.get(name, "absent")}'
+        for name in sorted(found.keys() | wanted.keys())
+        if repr(found.get(name, 'absent')) != repr(wanted.get(name, 'absent'))
+    ]

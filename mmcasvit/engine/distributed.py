@@ -1,5 +1,6 @@
 """Training of several processes on CPUs, for which mmengine's launcher and PyTorch's SyncBatchNorm have no way, and
 sharded over processes, which mmengine cannot resume with current PyTorch."""
+
 from pathlib import Path
 
 import torch
@@ -99,8 +100,8 @@ class FSDPStrategy(MMEngineFSDPStrategy):
             state = dict(
                 state_dict_type='FULL_STATE_DICT',
                 state_dict_config=dict(type='FullStateDictConfig', rank0_only=True, offload_to_cpu=False),
-                optim_state_dict_config=dict(
-                    type='FullOptimStateDictConfig', rank0_only=True, offload_to_cpu=False))
+                optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True, offload_to_cpu=False),
+            )
         kwargs['model_wrapper'] = {**wrapper, **(kwargs.get('model_wrapper') or {})}
         kwargs.setdefault('state_dict_cfg', state)
         super().__init__(**kwargs)
@@ -124,8 +125,11 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Takes what :meth:`optim_state_dict` gave; PyTorch 2.1 changed the order of the arguments."""
-        self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
-            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict))
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(
+                model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+            )
+        )
 
 
 def use_cpus(cfg: Config) -> None:
@@ -136,5 +140,7 @@ def use_cpus(cfg: Config) -> None:
     torch.distributed.init_process_group('gloo')
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
-            type='CPUDistributedDataParallel', broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
+            type='CPUDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )

@@ -6,6 +6,7 @@ place is the epoch, the batch and the place in the batch; for a step of the mode
 it does not matter which worker process loads a sample, how many batches it has loaded before, or how many processes
 share a batch. The seed is in the checkpoint, and the place follows from the counters that mmengine keeps there.
 """
+
 import torch
 from mmengine.dist import get_rank
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -67,7 +68,8 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
         if before != length and 0 < done < before:
             self.runner.logger.warning(
                 f'an epoch had {before} batches when the checkpoint was written and has {length} now: the epoch goes '
-                'on at about the same place, with some images left out or seen twice.')
+                'on at about the same place, with some images left out or seen twice.'
+            )
             return done * length // before
         return done if 0 < done <= length else 0
 

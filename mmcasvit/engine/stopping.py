@@ -1,4 +1,5 @@
 """The end of a run that cannot continue."""
+
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ def full_disk_explained(runner: Runner) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise RunStopped(f'training stopped: {error}. {last_good(runner)} Make room and go on from it with --resume.'
-                         ) from error
+        raise RunStopped(
+            f'training stopped: {error}. {last_good(runner)} Make room and go on from it with --resume.'
+        ) from error
 
 
 def last_good(runner: Runner) -> str:

@@ -1,4 +1,5 @@
 """Compares an exported model with the model in PyTorch, as mmdet and mmseg run it, picture by picture."""
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from .signature import Signature
 
 # How far outputs may be from PyTorch's: numbers relative to the largest one of the output, decisions (classes of
 # pixels, detections) by the share that is another one.
-TOLERANCES = dict(fp32=1e-3, fp16=.15, bf16=.15, int8=.5)
+TOLERANCES = dict(fp32=1e-3, fp16=0.15, bf16=0.15, int8=0.5)
 # Two detections are the same if they have the same label and overlap at least so much.
-SAME_IOU = .8
+SAME_IOU = 0.8
 
 
 def drawn_pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
@@ -38,12 +39,13 @@ def fit(picture: np.ndarray, preprocessor: nn.Module, signature: Signature) -> n
         return picture
     height, width = signature.size
     if picture.shape[0] > height or picture.shape[1] > width:
-        raise UsageError(f'a picture of {picture.shape[0]}x{picture.shape[1]} does not fit the exported '
-                         f'{height}x{width}.')
+        raise UsageError(
+            f'a picture of {picture.shape[0]}x{picture.shape[1]} does not fit the exported {height}x{width}.'
+        )
     mean = preprocessor.mean.flatten().round().byte().tolist()
     fitted = np.empty((height, width, 3), np.uint8)
     fitted[:] = mean[::-1] if converts_to_rgb(preprocessor) else mean
-    fitted[:picture.shape[0], :picture.shape[1]] = picture
+    fitted[: picture.shape[0], : picture.shape[1]] = picture
     return fitted
 
 
@@ -58,7 +60,7 @@ def feed(picture: np.ndarray, preprocessor: nn.Module, signature: Signature) -> 
 def normalised(image: Tensor, preprocessor: nn.Module) -> Tensor:
     """``(1, 3, H, W)`` in BGR as the data preprocessor of a model normalises it, without its padding."""
     data = preprocessor(dict(inputs=[image[0]], data_samples=[BaseDataElement()]), False)
-    return data['inputs'][..., :image.shape[2], :image.shape[3]]
+    return data['inputs'][..., : image.shape[2], : image.shape[3]]
 
 
 class Reference:
@@ -81,15 +83,17 @@ class Reference:
         if self.signature.what == 'backbone':
             return dict(zip(names, self.model.backbone(normalised(image, self.model.data_preprocessor))))
         if self.signature.what == 'segmentor':
-            logits = self.model.encode_decode(normalised(image, self.model.data_preprocessor),
-                                              [dict(img_shape=image.shape[2:])])
+            logits = self.model.encode_decode(
+                normalised(image, self.model.data_preprocessor), [dict(img_shape=image.shape[2:])]
+            )
             return {names[0]: logits.argmax(1) if self.signature.argmax else logits}
         return self._detect(image, picture.shape[:2])
 
     def _detect(self, image: Tensor, given: tuple[int, int]) -> dict[str, Tensor]:
         from mmdet.structures import DetDataSample
+
         size = tuple(image.shape[2:])
-        sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1., 1.)))
+        sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
         data = self.model.data_preprocessor(dict(inputs=[image[0]], data_samples=[sample]), False)
         found = self.model.predict(data['inputs'], data['data_samples'], rescale=False)[0].pred_instances
         ratio = found.bboxes.new_tensor([given[1] / size[1], given[0] / size[0]] * 2)
@@ -99,8 +103,13 @@ class Reference:
         return result
 
 
-def detections_of(found: dict[str, Tensor], number: int, size: tuple[int, int] | None = None,
-                  mask_head: nn.Module | None = None, threshold: float = .5) -> dict[str, Tensor]:
+def detections_of(
+    found: dict[str, Tensor],
+    number: int,
+    size: tuple[int, int] | None = None,
+    mask_head: nn.Module | None = None,
+    threshold: float = 0.5,
+) -> dict[str, Tensor]:
     """The detections of one image without the rows that only fill the table up, masks pasted into the picture.
 
     Args:
@@ -119,22 +128,29 @@ def detections_of(found: dict[str, Tensor], number: int, size: tuple[int, int] |
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], mask_head: nn.Module, threshold: float) -> Tensor:
     """Masks ``(D, 28, 28)`` in their boxes as mmdet pastes them: ``(D, H, W)``, boolean."""
     from mmengine.config import ConfigDict
+
     if not len(masks):
         return torch.zeros(0, *size, dtype=torch.bool)
     # As if all had the first class: of a graph only the mask of the right class comes out.
     return mask_head._predict_by_feat_single(
-        masks[:, None].logit(), boxes.clone(), torch.zeros(len(masks), dtype=torch.long),
-        dict(scale_factor=(1., 1.), ori_shape=size), ConfigDict(mask_thr_binary=threshold), rescale=True)
+        masks[:, None].logit(),
+        boxes.clone(),
+        torch.zeros(len(masks), dtype=torch.long),
+        dict(scale_factor=(1.0, 1.0), ori_shape=size),
+        ConfigDict(mask_thr_binary=threshold),
+        rescale=True,
+    )
 
 
 @dataclass
 class Difference:
     """The largest difference so far between an exported model and PyTorch, by name of the output."""
+
     by_output: dict[str, float] = field(default_factory=dict)
 
     def note(self, name: str, value: float) -> None:
         value = math.inf if math.isnan(value) else value
-        self.by_output[name] = max(value, self.by_output.get(name, 0.))
+        self.by_output[name] = max(value, self.by_output.get(name, 0.0))
 
     @property
     def largest(self) -> float:
@@ -153,6 +169,7 @@ class Difference:
 
     def _add_detections(self, found: dict[str, Tensor], wanted: dict[str, Tensor], diagonal: float) -> None:
         from mmdet.structures.bbox import bbox_overlaps
+
         overlap = bbox_overlaps(found['boxes'], wanted['boxes'])
         overlap[found['labels'][:, None] != wanted['labels'][None]] = 0
         pairs, free = [], torch.ones(len(wanted['scores']), dtype=torch.bool)
@@ -165,10 +182,10 @@ class Difference:
         mine, theirs = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
         total = float(found['scores'].sum() + wanted['scores'].sum())
         matched = float(found['scores'][mine].sum() + wanted['scores'][theirs].sum())
-        self.note('detections', (total - matched) / total if total else 0.)
-        for name, scale in (('boxes', diagonal), ('scores', 1.)):
+        self.note('detections', (total - matched) / total if total else 0.0)
+        for name, scale in (('boxes', diagonal), ('scores', 1.0)):
             gap = (found[name][mine] - wanted[name][theirs]).abs()
-            self.note(name, float(gap.max()) / scale if len(pairs) else 0.)
+            self.note(name, float(gap.max()) / scale if len(pairs) else 0.0)
         if 'masks' in wanted:
             union = (found['masks'][mine] | wanted['masks'][theirs]).sum()
             self.note('masks', float((found['masks'][mine] ^ wanted['masks'][theirs]).sum() / union.clamp(min=1)))
@@ -203,5 +220,5 @@ def compare(exported: Exported, model: nn.Module, pictures: Sequence[np.ndarray]
 
 def _masking(model: nn.Module) -> tuple[nn.Module | None, float]:
     if not getattr(model, 'with_mask', False):
-        return None, .5
+        return None, 0.5
     return model.roi_head.mask_head, model.roi_head.test_cfg.mask_thr_binary

@@ -5,6 +5,7 @@ layers are not supported by the ANE?" (github.com/hollance/neural-engine, docs/u
 and custom layers, gathering, dilated convolutions, and layers for tensors of any rank; "Deploying Transformers on the
 Apple Neural Engine" (machinelearning.apple.com, 2022) asks for tensors of rank 4 and for float16.
 """
+
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ _REFUSED = ('gather', 'scatter', 'lstm', 'gru', 'rnn', 'custom', 'non_zero', 'no
 
 def _block(path: Path):
     import coremltools
+
     specification = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     [function] = specification.mlProgram.functions.values()
     [block] = function.block_specializations.values()
@@ -38,6 +40,7 @@ def operators_of(path: Path) -> Counter:
 def outside_neural_engine(path: Path) -> Counter:
     """The operators that the Neural Engine is known not to take, by reason."""
     import coremltools
+
     float16 = coremltools.proto.MIL_pb2.DataType.FLOAT16
     found = Counter()
     for operation in _operations(path):

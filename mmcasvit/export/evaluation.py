@@ -1,4 +1,5 @@
 """Runs an exported model in the place of the model it was made of, so that the same metrics judge both."""
+
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,15 +54,17 @@ def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict
 
 def picture_pipeline(cfg: Config, signature: Signature) -> list[dict]:
     """The test pipeline of a config, fitted to a graph, for pictures without annotations."""
-    return [step for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
-            if not step['type'].startswith('Load') or 'Image' in step['type']]
+    return [
+        step
+        for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
+        if not step['type'].startswith('Load') or 'Image' in step['type']
+    ]
 
 
 def load_pictures(paths: Sequence[str], cfg: Config, signature: Signature) -> list[np.ndarray]:
     """Reads pictures through the config's own test pipeline: ``(H, W, 3)`` each, in uint8 BGR."""
     pipeline = Compose(picture_pipeline(cfg, signature))
-    return [pipeline(dict(img_path=path, img_id=i))['inputs'].permute(1, 2, 0).numpy()
-            for i, path in enumerate(paths)]
+    return [pipeline(dict(img_path=path, img_id=i))['inputs'].permute(1, 2, 0).numpy() for i, path in enumerate(paths)]
 
 
 class _ExportedBackbone(nn.Module):
@@ -85,8 +88,10 @@ def _padded(image: Tensor, signature: Signature) -> Tensor:
         return image
     bottom, right = (side - given for side, given in zip(signature.size, image.shape[2:]))
     if min(bottom, right) < 0:
-        raise UsageError(f'an image of {image.shape[2]}x{image.shape[3]} does not fit the exported '
-                         f'{signature.size[0]}x{signature.size[1]}.')
+        raise UsageError(
+            f'an image of {image.shape[2]}x{image.shape[3]} does not fit the exported '
+            f'{signature.size[0]}x{signature.size[1]}.'
+        )
     return F.pad(image, (0, right, 0, bottom))
 
 
@@ -116,8 +121,10 @@ def substitute(model: nn.Module, exported: Exported) -> nn.Module:
     new._modules = dict(model._modules)
     if signature.pixels is not None:
         if signature.what == 'backbone':
-            raise UsageError('a backbone that takes pixels cannot be evaluated within a model, which pads what is '
-                             'normalised already: export it without --preprocess.')
+            raise UsageError(
+                'a backbone that takes pixels cannot be evaluated within a model, which pads what is '
+                'normalised already: export it without --preprocess.'
+            )
         new.data_preprocessor = copy.copy(model.data_preprocessor)
         new.data_preprocessor._enable_normalize = new.data_preprocessor._channel_conversion = False
     if signature.what == 'backbone':
@@ -143,7 +150,7 @@ def _logits(exported: Exported, inputs: Tensor, classes: int) -> Tensor:
         found = F.one_hot(found.long(), classes).permute(0, 3, 1, 2).float()
     if exported.signature.resize:
         return F.interpolate(found, inputs.shape[2:], mode='bilinear', align_corners=False)
-    return found[..., :inputs.shape[2], :inputs.shape[3]]
+    return found[..., : inputs.shape[2], : inputs.shape[3]]
 
 
 def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list, rescale: bool) -> list:
@@ -164,7 +171,7 @@ def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list
 def _instances(model: nn.Module, found: dict[str, Tensor], row: int, sample: BaseDataElement) -> InstanceData:
     """The detections of one image of a batch, in pixels of the picture as it was read."""
     mask_head = model.roi_head.mask_head if getattr(model, 'with_mask', False) else None
-    threshold = model.roi_head.test_cfg.mask_thr_binary if mask_head is not None else .5
+    threshold = model.roi_head.test_cfg.mask_thr_binary if mask_head is not None else 0.5
     height, width = sample.img_shape[:2]
     # Of a picture that was padded to a fixed size, boxes may reach into the padding.
     boxes = torch.minimum(found['boxes'], found['boxes'].new_tensor([width, height, width, height]))

@@ -1,4 +1,5 @@
 """The file formats: how each is written and run. One signature in, one call out."""
+
 import importlib.util
 import logging
 import os
@@ -25,8 +26,10 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 @contextmanager
 def _quiet():
     """Without what exporters say of themselves: of operators of an absent torchvision, and of their own future."""
-    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir', 'coremltools',
-                                                    'torch.export', 'torch.fx')]
+    loggers = [
+        logging.getLogger(name)
+        for name in ('torch.onnx', 'onnxscript', 'onnx_ir', 'coremltools', 'torch.export', 'torch.fx')
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -51,7 +54,7 @@ def _program(graph: nn.Module, example: Tensor, signature: Signature) -> torch.e
     if signature.free_size:
         shape |= {1: free, 2: free} if rows else {2: free, 3: free}
     try:
-        return torch.export.export(graph, (example, ), dynamic_shapes=(shape, ) if shape else None, strict=False)
+        return torch.export.export(graph, (example,), dynamic_shapes=(shape,) if shape else None, strict=False)
     except UsageError:
         raise
     except Exception as error:
@@ -63,14 +66,25 @@ def _program(graph: nn.Module, example: Tensor, signature: Signature) -> torch.e
 def write_onnx(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     """An ONNX file of standard operators, with the weights inside."""
     import onnx
+
     with _quiet():
         program = torch.onnx.export(
-            _program(graph, example, signature), dynamo=True, verbose=False, input_names=['image'],
-            output_names=list(signature.outputs) or None, custom_translation_table=onnx_translations())
+            _program(graph, example, signature),
+            dynamo=True,
+            verbose=False,
+            input_names=['image'],
+            output_names=list(signature.outputs) or None,
+            custom_translation_table=onnx_translations(),
+        )
     model = program.model_proto
     # Traces of the stack, with paths of this machine in them.
-    for parts in (model.graph.node, model.graph.input, model.graph.output, model.graph.value_info,
-                  model.graph.initializer):
+    for parts in (
+        model.graph.node,
+        model.graph.input,
+        model.graph.output,
+        model.graph.value_info,
+        model.graph.initializer,
+    ):
         for part in parts:
             del part.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: signature.to_json()})
@@ -79,6 +93,7 @@ def write_onnx(graph: nn.Module, example: Tensor, signature: Signature, path: Pa
 
 def run_onnx(path: Path, threads: int) -> tuple[Signature, Run]:
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -90,6 +105,7 @@ def run_onnx(path: Path, threads: int) -> tuple[Signature, Run]:
 def write_openvino(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     """OpenVINO's two files, ``.xml`` and ``.bin``, by way of ONNX."""
     import openvino
+
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(graph, example, signature, Path(folder, 'model.onnx'))
         model = openvino.Core().read_model(Path(folder, 'model.onnx'))
@@ -99,6 +115,7 @@ def write_openvino(graph: nn.Module, example: Tensor, signature: Signature, path
 
 def run_openvino(path: Path, threads: int) -> tuple[Signature, Run]:
     import openvino
+
     core = openvino.Core()
     model = core.read_model(path)
     signature = Signature.from_json(str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None, path)
@@ -106,14 +123,22 @@ def run_openvino(path: Path, threads: int) -> tuple[Signature, Run]:
     hint = dict(fp32='f32', bf16='bf16', fp16='f16', int8='f32')[signature.precision]
     if hint == 'f16' and 'FP16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         hint = 'f32'
-    compiled = core.compile_model(model, 'CPU', {
-        'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1,
-        'INFERENCE_PRECISION_HINT': hint})
+    compiled = core.compile_model(
+        model,
+        'CPU',
+        {
+            'INFERENCE_NUM_THREADS': threads,
+            'PERFORMANCE_HINT': 'LATENCY',
+            'NUM_STREAMS': 1,
+            'INFERENCE_PRECISION_HINT': hint,
+        },
+    )
     request = compiled.create_infer_request()
 
     def run(x):
         found = request.infer([x.numpy()], share_inputs=True)
         return [torch.from_numpy(found[output]) for output in compiled.outputs]
+
     return signature, run
 
 
@@ -151,19 +176,25 @@ def write_executorch(graph: nn.Module, example: Tensor, signature: Signature, pa
     """A program whose layers run in XNNPACK where it knows them, and in ExecuTorch's portable operators elsewhere."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+
     with _quiet():
         program = to_edge_transform_and_lower(
-            _program(graph, example, signature), partitioner=[XnnpackPartitioner()],
-            constant_methods={KEY: signature.to_json()})
+            _program(graph, example, signature),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={KEY: signature.to_json()},
+        )
         path.write_bytes(program.to_executorch().buffer)
 
 
 def run_executorch(path: Path, threads: int) -> tuple[Signature, Run]:
     from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count, _unsafe_reset_threadpool
     from executorch.runtime import Runtime
+
     if _executorch_threads.setdefault('all', threads) != threads:
-        raise UsageError(f'ExecuTorch has one pool of threads for all files of a process, here of '
-                         f'{_executorch_threads["all"]}; {path} was to have {threads}.')
+        raise UsageError(
+            f'ExecuTorch has one pool of threads for all files of a process, here of '
+            f'{_executorch_threads["all"]}; {path} was to have {threads}.'
+        )
     if _threadpool_get_thread_count() != threads:
         _unsafe_reset_threadpool(threads)
     program = Runtime.get().load_program(path)
@@ -172,6 +203,7 @@ def run_executorch(path: Path, threads: int) -> tuple[Signature, Run]:
 
     def run(x):
         return [out.clone() for out in method.execute([x.contiguous()])]  # the next call overwrites them
+
     return Signature.from_json(text, path), run
 
 
@@ -181,24 +213,36 @@ def _in_pytorch(module: nn.Module, threads: int) -> Run:
     def run(x):
         with use_threads(threads), torch.no_grad():
             return module(x)
+
     return run
 
 
 def write_coreml(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     """An ML Program with an image as its input, for iOS 16 and macOS 13 or newer."""
     import coremltools
+
     _teach_coremltools()
     height, width = signature.size
     with _quiet():
         traced = torch.jit.trace(graph, example, check_trace=False)
-        image = (coremltools.TensorType('image', shape=(1, 3, height, width)) if signature.pixels is None else
-                 coremltools.ImageType('image', shape=(1, 3, height, width),
-                                       color_layout=getattr(coremltools.colorlayout, signature.pixels.upper())))
+        image = (
+            coremltools.TensorType('image', shape=(1, 3, height, width))
+            if signature.pixels is None
+            else coremltools.ImageType(
+                'image',
+                shape=(1, 3, height, width),
+                color_layout=getattr(coremltools.colorlayout, signature.pixels.upper()),
+            )
+        )
         half, full = coremltools.precision.FLOAT16, coremltools.precision.FLOAT32
         model = coremltools.convert(
-            traced, convert_to='mlprogram', minimum_deployment_target=coremltools.target.iOS16, inputs=[image],
+            traced,
+            convert_to='mlprogram',
+            minimum_deployment_target=coremltools.target.iOS16,
+            inputs=[image],
             outputs=[coremltools.TensorType(name) for name in signature.outputs],
-            compute_precision=half if signature.precision == 'fp16' else full)
+            compute_precision=half if signature.precision == 'fp16' else full,
+        )
     model.user_defined_metadata[KEY] = signature.to_json()
     model.save(str(path))
 
@@ -208,6 +252,7 @@ def _teach_coremltools() -> None:
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.frontend.torch import ops
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY, register_torch_op
+
     if 'addcmul' in _TORCH_OPS_REGISTRY:
         return
 
@@ -219,11 +264,13 @@ def _teach_coremltools() -> None:
 
 def run_coreml(path: Path, threads: int) -> tuple[Signature, Run]:
     import coremltools
+
     model = coremltools.models.MLModel(str(path))
     signature = Signature.from_json(model.user_defined_metadata.get(KEY), path)
 
     def run(x):
         from PIL import Image
+
         if signature.pixels is None:
             fed = x.numpy()
         else:
@@ -231,6 +278,7 @@ def run_coreml(path: Path, threads: int) -> tuple[Signature, Run]:
             fed = Image.fromarray(np.ascontiguousarray(x[0].numpy()[..., order]))
         found = model.predict(dict(image=fed))
         return [torch.from_numpy(np.asarray(found[name])) for name in signature.outputs]
+
     return signature, run
 
 
@@ -250,6 +298,7 @@ class Format:
         here: whether this machine can run it.
         folds: it takes the model as built, whose norms it folds itself, better than the deploy form.
     """
+
     suffix: str
     write: Callable[[nn.Module, Tensor, Signature, Path], None]
     run: Callable[[Path, int], tuple[Signature, Run]]
@@ -271,14 +320,38 @@ def _on_a_mac() -> bool:
 
 FORMATS: dict[str, Format] = dict(
     onnx=Format('.onnx', write_onnx, run_onnx, ('onnx', 'onnxscript', 'onnxruntime'), precisions=('fp32', 'fp16')),
-    openvino=Format('.xml', write_openvino, run_openvino, ('onnx', 'onnxscript', 'openvino'),
-                    precisions=('fp32', 'fp16', 'bf16', 'int8'), folds=True),
+    openvino=Format(
+        '.xml',
+        write_openvino,
+        run_openvino,
+        ('onnx', 'onnxscript', 'openvino'),
+        precisions=('fp32', 'fp16', 'bf16', 'int8'),
+        folds=True,
+    ),
     torchscript=Format('.pt', write_torchscript, run_torchscript),
     pt2=Format('.pt2', write_pt2, run_pt2),
-    executorch=Format('.pte', write_executorch, run_executorch, ('executorch', ), 'executorch', ('fp32', ),
-                      ('backbone', 'segmentor'), dynamic=False, folds=True),
-    coreml=Format('.mlpackage', write_coreml, run_coreml, ('coremltools', ), 'coreml', ('fp32', 'fp16'),
-                  ('backbone', 'segmentor'), dynamic=False, here=_on_a_mac),
+    executorch=Format(
+        '.pte',
+        write_executorch,
+        run_executorch,
+        ('executorch',),
+        'executorch',
+        ('fp32',),
+        ('backbone', 'segmentor'),
+        dynamic=False,
+        folds=True,
+    ),
+    coreml=Format(
+        '.mlpackage',
+        write_coreml,
+        run_coreml,
+        ('coremltools',),
+        'coreml',
+        ('fp32', 'fp16'),
+        ('backbone', 'segmentor'),
+        dynamic=False,
+        here=_on_a_mac,
+    ),
 )
 
 
@@ -328,8 +401,9 @@ class Exported:
     def __init__(self, path: Path, threads: int):
         names = [name for name, known in FORMATS.items() if known.suffix == path.suffix]
         if not names:
-            raise UsageError(f'{path}: the suffix says the format, one of '
-                             f'{", ".join(known.suffix for known in FORMATS.values())}.')
+            raise UsageError(
+                f'{path}: the suffix says the format, one of {", ".join(known.suffix for known in FORMATS.values())}.'
+            )
         if not path.exists():
             raise UsageError(f'exported model not found: {path.absolute()}')
         known = check_format(names[0])

@@ -3,6 +3,7 @@
 mmdet's and mmseg's own layers, anchors and box coders compute in them. What is written anew is what a graph cannot hold
 as it stands there: the number of boxes is fixed, and a batch has no lists of images.
 """
+
 import copy
 
 import torch
@@ -80,7 +81,7 @@ class SegmentorGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         logits = self.model.encode_decode(image, [dict(img_shape=image.shape[2:])])
-        return (logits.argmax(1) if self.argmax else logits, )
+        return (logits.argmax(1) if self.argmax else logits,)
 
 
 class LevelRoIAlign(nn.Module):
@@ -92,8 +93,10 @@ class LevelRoIAlign(nn.Module):
     def __init__(self, extractor: nn.Module):
         super().__init__()
         layers = extractor.roi_layers
-        if any(layer.pool_mode != 'avg' or not layer.aligned or layer.output_size[0] != layer.output_size[1]
-               for layer in layers):
+        if any(
+            layer.pool_mode != 'avg' or not layer.aligned or layer.output_size[0] != layer.output_size[1]
+            for layer in layers
+        ):
             raise UsageError('only an aligned, square, averaging RoIAlign can be exported.')
         self.map_roi_levels = extractor.map_roi_levels
         self.num_inputs = extractor.num_inputs
@@ -103,8 +106,9 @@ class LevelRoIAlign(nn.Module):
 
     def forward(self, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
         levels = self.map_roi_levels(rois, len(maps))
-        return roi_align_level([x.float() for x in maps], rois, levels, self.side, self.scales,
-                               self.sampling_ratio).to(maps[0].dtype)
+        return roi_align_level([x.float() for x in maps], rois, levels, self.side, self.scales, self.sampling_ratio).to(
+            maps[0].dtype
+        )
 
 
 def _at_most(count: int, limit: int) -> int:
@@ -132,14 +136,19 @@ class DetectorGraph(nn.Module):
         super().__init__()
         from mmdet.models import AnchorHead, RPNHead, StandardRoIHead
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
         self.model = model
         self.two_stage = hasattr(model, 'rpn_head')
         dense = model.rpn_head if self.two_stage else model.bbox_head
         single = type(dense)._predict_by_feat_single
-        if not isinstance(dense, AnchorHead) or single not in (BaseDenseHead._predict_by_feat_single,
-                                                               RPNHead._predict_by_feat_single):
-            raise UsageError(f'no export for the head {type(dense).__name__}: heads with anchors whose boxes are '
-                             'selected as RetinaNet does, and RPN, can be exported.')
+        if not isinstance(dense, AnchorHead) or single not in (
+            BaseDenseHead._predict_by_feat_single,
+            RPNHead._predict_by_feat_single,
+        ):
+            raise UsageError(
+                f'no export for the head {type(dense).__name__}: heads with anchors whose boxes are '
+                'selected as RetinaNet does, and RPN, can be exported.'
+            )
         if self.two_stage and type(model.roi_head) is not StandardRoIHead:
             raise UsageError(f'no export for {type(model.roi_head).__name__}, only for StandardRoIHead.')
         for cfg in (dense.test_cfg, *([model.roi_head.test_cfg] if self.two_stage else [])):
@@ -215,8 +224,9 @@ class DetectorGraph(nn.Module):
         scores, best = scores.topk(_at_most(scores.shape[1], cfg.max_per_img))
         return _take(boxes, best), scores, torch.where(scores > 0, _take(groups, best), -1)
 
-    def refine(self, maps: tuple[Tensor, ...], proposals: Tensor, size: tuple[int, int]
-               ) -> tuple[Tensor, Tensor, Tensor]:
+    def refine(
+        self, maps: tuple[Tensor, ...], proposals: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Classifies proposals ``(N, P, 4)`` and moves their borders: ``P * K`` candidates an image."""
         head, (images, count, _) = self.model.roi_head.bbox_head, proposals.shape
         result = self.model.roi_head._bbox_forward(maps, self.rois(proposals))

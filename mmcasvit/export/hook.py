@@ -1,4 +1,5 @@
 """The hook that evaluates an exported model."""
+
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -18,6 +19,7 @@ class ExportedHook(Hook):
     Args:
         file: what ``tools/export.py`` wrote.
     """
+
     priority = 'LOWEST'
 
     def __init__(self, file: str):

@@ -1,4 +1,5 @@
 """Two operators of detectors that PyTorch's exporters cannot look into, and what they are in standard ONNX."""
+
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int) 
         ``(N, S)``, 1 for what is left and 0 for what is dropped, in float32.
     """
     from mmcv.ops import nms  # here, so that a backbone can be exported beside an mmcv without operators
+
     keep = torch.zeros_like(scores, dtype=torch.float32)
     for mask, image_boxes, image_scores in zip(keep, boxes, scores):
         valid = (image_scores > 0).nonzero()[:, 0]
@@ -36,8 +38,9 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int) -> Tens
 
 
 @torch.library.custom_op('mmcasvit::roi_align_level', mutates_args=())
-def roi_align_level(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int, scales: list[float],
-                    sampling_ratio: int) -> Tensor:
+def roi_align_level(
+    maps: list[Tensor], rois: Tensor, levels: Tensor, side: int, scales: list[float], sampling_ratio: int
+) -> Tensor:
     """RoIAlign of every region on the map of its level, as mmdet's ``SingleRoIExtractor`` computes it.
 
     Args:
@@ -52,6 +55,7 @@ def roi_align_level(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int,
         ``(R, C, side, side)``.
     """
     from mmcv.ops import roi_align
+
     cells = rois.new_zeros(len(rois), maps[0].shape[1], side, side)
     for level, (feature, scale) in enumerate(zip(maps, scales)):
         chosen = (levels == level).nonzero()[:, 0]
@@ -61,8 +65,7 @@ def roi_align_level(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int,
 
 
 @roi_align_level.register_fake
-def _(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int, scales: list[float],
-      sampling_ratio: int) -> Tensor:
+def _(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int, scales: list[float], sampling_ratio: int) -> Tensor:
     return rois.new_empty(rois.shape[0], maps[0].shape[1], side, side)
 
 
@@ -72,29 +75,48 @@ def onnx_translations() -> dict[Callable, Callable]:
 
     def onnx_nms_keep(boxes, scores, iou_threshold: float, max_num: int):
         found = op.NonMaxSuppression(
-            boxes, op.Unsqueeze(scores, op.Constant(value_ints=[1])), op.Constant(value_ints=[max_num]),
-            op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[0.]))  # (M, 3): image, class, box
+            boxes,
+            op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+            op.Constant(value_ints=[max_num]),
+            op.Constant(value_floats=[iou_threshold]),
+            op.Constant(value_floats=[0.0]),
+        )  # (M, 3): image, class, box
         places = op.Gather(found, op.Constant(value_ints=[0, 2]), axis=1)
-        ones = op.Expand(op.Constant(value_floats=[1.]), op.Shape(found, start=0, end=1))
-        return op.ScatterND(op.Mul(scores, op.Constant(value_float=0.)), places, ones)
+        ones = op.Expand(op.Constant(value_floats=[1.0]), op.Shape(found, start=0, end=1))
+        return op.ScatterND(op.Mul(scores, op.Constant(value_float=0.0)), places, ones)
 
     def onnx_roi_align_level(maps, rois, levels, side: int, scales, sampling_ratio: int):
         count = op.Shape(rois, start=0, end=1)
         channels = op.Shape(maps[0], start=1, end=2)
-        cells = op.Expand(op.Constant(value_float=0.),
-                          op.Concat(count, channels, op.Constant(value_ints=[side, side]), axis=0))
-        images = op.Cast(op.Squeeze(op.Slice(rois, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]),
-                                             op.Constant(value_ints=[1])), op.Constant(value_ints=[1])), to=7)
+        cells = op.Expand(
+            op.Constant(value_float=0.0), op.Concat(count, channels, op.Constant(value_ints=[side, side]), axis=0)
+        )
+        images = op.Cast(
+            op.Squeeze(
+                op.Slice(rois, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[1])),
+                op.Constant(value_ints=[1]),
+            ),
+            to=7,
+        )
         boxes = op.Slice(rois, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1]))
         for level, (feature, scale) in enumerate(zip(maps, scales)):
             chosen = op.Transpose(op.NonZero(op.Equal(levels, op.Constant(value_int=level))), perm=[1, 0])  # (M, 1)
             flat = op.Squeeze(chosen, op.Constant(value_ints=[1]))
             aligned = op.RoiAlign(
-                feature, op.Gather(boxes, flat, axis=0), op.Gather(images, flat, axis=0), mode='avg',
-                coordinate_transformation_mode='half_pixel', output_height=side, output_width=side,
-                sampling_ratio=sampling_ratio, spatial_scale=scale)
+                feature,
+                op.Gather(boxes, flat, axis=0),
+                op.Gather(images, flat, axis=0),
+                mode='avg',
+                coordinate_transformation_mode='half_pixel',
+                output_height=side,
+                output_width=side,
+                sampling_ratio=sampling_ratio,
+                spatial_scale=scale,
+            )
             cells = op.ScatterND(cells, chosen, aligned)
         return cells
 
-    return {torch.ops.mmcasvit.nms_keep.default: onnx_nms_keep,
-            torch.ops.mmcasvit.roi_align_level.default: onnx_roi_align_level}
+    return {
+        torch.ops.mmcasvit.nms_keep.default: onnx_nms_keep,
+        torch.ops.mmcasvit.roi_align_level.default: onnx_roi_align_level,
+    }

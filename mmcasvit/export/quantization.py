@@ -1,4 +1,5 @@
 """Post-training quantisation of OpenVINO's files to int8 by NNCF."""
+
 import importlib.util
 import logging
 import math
@@ -48,10 +49,14 @@ def _behind_selection(network) -> list[str]:
 
 def _largest_activation(quantised) -> float:
     """The end of the widest range that an activation was given; infinite if one is no number."""
-    constants = [node.input_value(i).get_node() for node in quantised.get_ordered_ops()
-                 if node.get_type_name() == 'FakeQuantize' for i in range(1, 5)]
+    constants = [
+        node.input_value(i).get_node()
+        for node in quantised.get_ordered_ops()
+        if node.get_type_name() == 'FakeQuantize'
+        for i in range(1, 5)
+    ]
     ends = [float(np.abs(node.data).max()) for node in constants if node.get_type_name() == 'Constant']
-    return max((end if math.isfinite(end) else math.inf for end in ends), default=0.)
+    return max((end if math.isfinite(end) else math.inf for end in ends), default=0.0)
 
 
 def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
@@ -69,25 +74,32 @@ def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
     os.environ.setdefault('NNCF_CI', '1')  # or importing it tells its makers, without asking anybody
     import nncf
     import openvino
+
     logging.getLogger('nncf').setLevel(logging.ERROR)
     network = openvino.Core().read_model(source)
     signature = Signature.from_json(str(network.get_rt_info([KEY]).value), source)
     quantised = nncf.quantize(
-        network, nncf.Dataset([image.numpy() for image in images]), subset_size=len(images),
+        network,
+        nncf.Dataset([image.numpy() for image in images]),
+        subset_size=len(images),
         # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=_behind_selection(network), validate=False))
+        ignored_scope=nncf.IgnoredScope(names=_behind_selection(network), validate=False),
+    )
     largest = _largest_activation(quantised)
     if largest > LARGEST_ACTIVATION:
-        raise UsageError(f'on some of the pictures for calibration activations reach {largest:.1g}: the model itself '
-                         'is unstable there, in any precision, and int8 has no range for it. Train it longer or at a '
-                         'lower rate, or calibrate on other pictures.')
+        raise UsageError(
+            f'on some of the pictures for calibration activations reach {largest:.1g}: the model itself '
+            'is unstable there, in any precision, and int8 has no range for it. Train it longer or at a '
+            'lower rate, or calibrate on other pictures.'
+        )
     quantised.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
     openvino.save_model(quantised, path, compress_to_fp16=False)
 
 
-def export_quantised(model: nn.Module, signature: Signature, path: str | Path, images: Sequence[Tensor],
-                     fold: bool | None = None) -> None:
+def export_quantised(
+    model: nn.Module, signature: Signature, path: str | Path, images: Sequence[Tensor], fold: bool | None = None
+) -> None:
     """Writes a model into OpenVINO's files, with weights and activations of its layers in int8.
 
     What a detector computes of the boxes it has selected stays in float32, but for the layers of a second stage.

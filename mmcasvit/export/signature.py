@@ -1,4 +1,5 @@
 """What goes into an exported graph and what comes out of it: written into each file, read when it is loaded."""
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ class Signature:
         argmax: a segmentor that gives classes instead of logits.
         outputs: names of what comes out.
     """
+
     format: str
     what: str
     size: tuple[int, int]

@@ -3,6 +3,7 @@
 The file reads from the bottom layers to the model: what saves memory in training, gates, branches, block, backbone.
 Names of parameters are those of the published weights, so that a published file loads without renaming.
 """
+
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -72,7 +73,7 @@ def _running_stats_kept(norms: Sequence[_BatchNorm]):
     """Batch statistics are used but not recorded: a recomputation must not record them again."""
     kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.
+        norm.momentum = 0.0
     try:
         yield
     finally:
@@ -86,8 +87,12 @@ def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor, owners: Sequenc
 
     PyTorch stops at the last tensor that is needed: a convolution at the end of the function is not computed again.
     """
-    norms = [m for owner in owners for m in owner.modules()
-             if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    norms = [
+        m
+        for owner in owners
+        for m in owner.modules()
+        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+    ]
     if not norms or is_compiling():  # a compiled graph records statistics in its forward half alone
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_stats_kept(norms)))
@@ -124,11 +129,7 @@ class ChannelGate(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.block = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.Sigmoid(),
-        )
+        self.block = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1, bias=False), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.block(x)
@@ -170,13 +171,16 @@ class AdditiveTokenMixer(Branch):
         spatial_gate, channel_gate: without one of them, or both, the mixer of an ablation.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict, with_cp: bool | str, spatial_gate: bool = True,
-                 channel_gate: bool = True):
+    def __init__(
+        self, channels: int, norm_cfg: dict, with_cp: bool | str, spatial_gate: bool = True, channel_gate: bool = True
+    ):
         super().__init__(with_cp)
 
         def gates() -> nn.Sequential:  # what is left out keeps its place, so that the other keeps its name
-            return nn.Sequential(SpatialGate(channels, norm_cfg) if spatial_gate else nn.Identity(),
-                                 ChannelGate(channels) if channel_gate else nn.Identity())
+            return nn.Sequential(
+                SpatialGate(channels, norm_cfg) if spatial_gate else nn.Identity(),
+                ChannelGate(channels) if channel_gate else nn.Identity(),
+            )
 
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.oper_q = gates()
@@ -247,8 +251,15 @@ class CASViTBlock(nn.Module):
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, drop_path: float, norm_cfg: dict, act_cfg: dict, with_cp: bool | str,
-                 token_mixer: str | dict):
+    def __init__(
+        self,
+        channels: int,
+        drop_path: float,
+        norm_cfg: dict,
+        act_cfg: dict,
+        with_cp: bool | str,
+        token_mixer: str | dict,
+    ):
         super().__init__()
         self.with_cp = with_cp
         self.local_perception = LocalPerception(channels, norm_cfg, act_cfg, with_cp)
@@ -346,25 +357,29 @@ class CASViT(BaseModule):
     arch_settings = ARCHS
     strides = STRIDES
 
-    def __init__(self,
-                 arch: str | dict = 'xs',
-                 in_channels: int = 3,
-                 out_indices: int | Sequence[int] = (0, 1, 2, 3),
-                 drop_path_rate: float = 0.,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 norm_cfg: dict | None = None,
-                 act_cfg: dict | None = None,
-                 with_cp: bool | str = False,
-                 token_mixer: str | dict = 'additive',
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        arch: str | dict = 'xs',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        with_cp: bool | str = False,
+        token_mixer: str | dict = 'additive',
+        init_cfg: dict | list[dict] | None = None,
+    ):
         super().__init__(init_cfg)
         depths, channels = parse_arch(arch)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be at least 0 and less than 1, got {drop_path_rate}.')
         if frozen_stages not in range(-1, 5):
-            raise ValueError(f'frozen_stages must be -1 (nothing), 0 (the stem) or 1 to 4 (the stem and that many '
-                             f'stages), got {frozen_stages!r}.')
+            raise ValueError(
+                f'frozen_stages must be -1 (nothing), 0 (the stem) or 1 to 4 (the stem and that many '
+                f'stages), got {frozen_stages!r}.'
+            )
         if not isinstance(with_cp, bool) and with_cp != 'selective':
             raise ValueError(f"with_cp must be False, True or 'selective', got {with_cp!r}.")
         norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
@@ -395,27 +410,34 @@ class CASViT(BaseModule):
             if stage:
                 self.network.append(Downsample(channels[stage - 1], width, norm_cfg))
             first = sum(depths[:stage])
-            self.network.append(nn.Sequential(
-                *[CASViTBlock(width, rate, norm_cfg, act_cfg, with_cp, token_mixer)
-                  for rate in rates[first:first + depth]]))
+            self.network.append(
+                nn.Sequential(
+                    *[
+                        CASViTBlock(width, rate, norm_cfg, act_cfg, with_cp, token_mixer)
+                        for rate in rates[first : first + depth]
+                    ]
+                )
+            )
         for i in self.out_indices:
             self.add_module(f'norm{2 * i}', _norm(norm_cfg, channels[i]))
         self.train()
 
     @staticmethod
     def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+        indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
         wrong = [i for i in indices if i not in range(-4, 4)]
         resolved = tuple(i % 4 for i in indices if i not in wrong)
         if wrong or not indices or sorted(set(resolved)) != list(resolved):
-            raise ValueError('out_indices must be one or more of 0, 1, 2, 3 (or -4 to -1, counted from the end), '
-                             f'each once and in rising order, got {out_indices!r}.')
+            raise ValueError(
+                'out_indices must be one or more of 0, 1, 2, 3 (or -4 to -1, counted from the end), '
+                f'each once and in rising order, got {out_indices!r}.'
+            )
         return resolved
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        return [self.patch_embed, *self.network[:max(0, 2 * self.frozen_stages - 1)]]
+        return [self.patch_embed, *self.network[: max(0, 2 * self.frozen_stages - 1)]]
 
     def _freeze_stages(self) -> None:
         for module in self._frozen_modules():

@@ -3,6 +3,7 @@
 It needs neither timm, which :mod:`mmcasvit.models.timm_models` registers it with, nor mmpretrain. The mmpretrain
 classifier of this project has the same weights under the same names, so checkpoints work in both.
 """
+
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class _Heads(nn.Module):
         for name in ('head', 'dist_head'):
             layer = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
             if num_classes:
-                nn.init.trunc_normal_(layer.weight, std=.02)
+                nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
             self.add_module(name, layer)
 
@@ -91,15 +92,17 @@ class CASViTClassifier(nn.Module):
         ``(N, C)``, without pooling ``(N, C, H / 32, W / 32)``.
     """
 
-    def __init__(self,
-                 arch: str | dict = 'xs',
-                 num_classes: int = 1000,
-                 in_chans: int = 3,
-                 global_pool: str = 'avg',
-                 drop_rate: float = 0.,
-                 drop_path_rate: float = 0.,
-                 output_norms: bool = False,
-                 **backbone):
+    def __init__(
+        self,
+        arch: str | dict = 'xs',
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        output_norms: bool = False,
+        **backbone,
+    ):
         super().__init__()
         out_indices = (0, 1, 2, 3) if output_norms else 3
         self.backbone = CASViT(arch, in_chans, out_indices, drop_path_rate, **backbone)
@@ -109,8 +112,10 @@ class CASViTClassifier(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.distilled_training = False
         channels = parse_arch(arch)[1]
-        self.feature_info = [dict(num_chs=channels[stage], reduction=CASViT.strides[stage],
-                                  module=f'backbone.network.{2 * stage}') for stage in range(4)]
+        self.feature_info = [
+            dict(num_chs=channels[stage], reduction=CASViT.strides[stage], module=f'backbone.network.{2 * stage}')
+            for stage in range(4)
+        ]
         self.reset_classifier(num_classes, global_pool)
         self.register_load_state_dict_pre_hook(_own_names)
 
@@ -129,10 +134,11 @@ class CASViTClassifier(nn.Module):
         return dict(
             stem=r'^backbone\.patch_embed',
             blocks=[
-                (r'^backbone\.network\.(\d+)\.(?:proj|norm)', (0, )),  # the downsampling in front of a stage
+                (r'^backbone\.network\.(\d+)\.(?:proj|norm)', (0,)),  # the downsampling in front of a stage
                 (r'^backbone\.network\.(\d+)\.(\d+)', None),
-                (r'^backbone\.norm', (99999, )),
-            ])
+                (r'^backbone\.norm', (99999,)),
+            ],
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Has the backward pass compute stem and branches again; ``'selective'`` as ``with_cp`` of the backbone."""
@@ -165,13 +171,15 @@ class CASViTClassifier(nn.Module):
         like = next(self.backbone.parameters())
         self.head = _Heads(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
 
-    def forward_intermediates(self,
-                              x: Tensor,
-                              indices: int | Sequence[int] | None = None,
-                              norm: bool = False,
-                              stop_early: bool = False,
-                              output_fmt: str = 'NCHW',
-                              intermediates_only: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The outputs of stages, and of the backbone.
 
         Args:
@@ -208,14 +216,15 @@ class CASViTClassifier(nn.Module):
             indices = count
         stages = range(-indices, 0) if isinstance(indices, int) else indices
         if not stages or any(stage not in range(-count, count) for stage in stages):
-            raise ValueError(f'indices must be one or more of 0 to {count - 1} (or -{count} to -1, counted from the '
-                             f'end), or how many of the last ones, got {indices!r}.')
+            raise ValueError(
+                f'indices must be one or more of 0 to {count - 1} (or -{count} to -1, counted from the '
+                f'end), or how many of the last ones, got {indices!r}.'
+            )
         return [stage % count for stage in stages]
 
-    def prune_intermediate_layers(self,
-                                  indices: int | Sequence[int] = 1,
-                                  prune_norm: bool = False,
-                                  prune_head: bool = True) -> list[int]:
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Takes out what :meth:`forward_intermediates` does not need for these indices.
 
         Args:
@@ -230,7 +239,7 @@ class CASViTClassifier(nn.Module):
         last = max(taken)
         shortened = 2 * last + 1 < len(self.backbone.network)
         backbone = self.backbone
-        del backbone.network[2 * last + 1:]
+        del backbone.network[2 * last + 1 :]
         for stage in range(4):
             name = f'norm{2 * stage}'
             if hasattr(backbone, name) and (prune_norm or stage not in taken):
@@ -296,6 +305,10 @@ class CASViTClassifier(nn.Module):
         Raises:
             WeightsError: the file cannot be read safely, or lacks weights. The model is left as it was.
         """
-        load(self, checkpoint, rename=lambda weights, _: self.adapted(weights),
-             may_miss=OUTPUT_NORM_KEY if self.output_norms else None,
-             may_differ=re.compile(r'head\.') if new_heads else None)
+        load(
+            self,
+            checkpoint,
+            rename=lambda weights, _: self.adapted(weights),
+            may_miss=OUTPUT_NORM_KEY if self.output_norms else None,
+            may_differ=re.compile(r'head\.') if new_heads else None,
+        )

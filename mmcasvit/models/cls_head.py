@@ -2,6 +2,7 @@
 
 mmpretrain is optional, so this module is not imported with the package: configs name it in ``custom_imports``.
 """
+
 from torch import Tensor, nn
 
 from mmcasvit.registry import MODELS
@@ -9,8 +10,10 @@ from mmcasvit.registry import MODELS
 try:
     from mmpretrain.models.heads import ClsHead
 except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch raises the latter
-    raise ImportError('mmcasvit.models.cls_head needs mmpretrain, pip install "mmcasvit[classification]", and the '
-                      f'torchvision that was built for the installed PyTorch: {error}') from error
+    raise ImportError(
+        'mmcasvit.models.cls_head needs mmpretrain, pip install "mmcasvit[classification]", and the '
+        f'torchvision that was built for the installed PyTorch: {error}'
+    ) from error
 
 
 @MODELS.register_module()
@@ -31,7 +34,7 @@ class CASViTClsHead(ClsHead):
     """
 
     def __init__(self, num_classes: int, in_channels: int, init_cfg: dict | list | None = None, **kwargs) -> None:
-        super().__init__(init_cfg=init_cfg or dict(type='TruncNormal', layer='Linear', std=.02), **kwargs)
+        super().__init__(init_cfg=init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02), **kwargs)
         self.head = nn.Linear(in_channels, num_classes)
         self.dist_head = nn.Linear(in_channels, num_classes)
 

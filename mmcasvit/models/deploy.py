@@ -3,6 +3,7 @@
 The file reads: folds (pure functions from layers to new layers), the layers of the deploy form, the backbone made of
 them, whole models, and the hook that evaluates with the deploy form.
 """
+
 import copy
 import functools
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,11 @@ from .memory_format import to_channels_last
 PIXELS_PER_THREAD = 1024
 # Methods that hand the maps of the backbone to the neck and to nobody else, and necks that read them with 1x1
 # convolutions: here the norms of the backbone's outputs can be folded into the neck.
-_PLAIN_EXTRACTION = ('mmdet.models.detectors.single_stage.SingleStageDetector.extract_feat',
-                     'mmdet.models.detectors.two_stage.TwoStageDetector.extract_feat',
-                     'mmseg.models.segmentors.encoder_decoder.EncoderDecoder.extract_feat')
+_PLAIN_EXTRACTION = (
+    'mmdet.models.detectors.single_stage.SingleStageDetector.extract_feat',
+    'mmdet.models.detectors.two_stage.TwoStageDetector.extract_feat',
+    'mmseg.models.segmentors.encoder_decoder.EncoderDecoder.extract_feat',
+)
 _FPN = ('mmdet.models.necks.fpn.FPN', 'mmseg.models.necks.fpn.FPN')
 
 
@@ -33,13 +36,24 @@ def is_affine(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
-def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int | None = None,
-              kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+def conv_like(
+    conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int | None = None, kind: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Conv2d:
     """A convolution with the geometry of another one and weights of its own."""
     groups = conv.groups if groups is None else groups
     new = nn.utils.skip_init(
-        kind, weight.shape[1] * groups, weight.shape[0], conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=groups, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+        kind,
+        weight.shape[1] * groups,
+        weight.shape[0],
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=groups,
+        bias=bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
     new.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     if bias is not None:
         new.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
@@ -116,14 +130,22 @@ def _is_eager_on_cpu(x: Tensor) -> bool:
     Compilers, tracers and exporters get plain convolutions, and so does autocast, which leaves operations that write
     into their first argument alone.
     """
-    return (x.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and not torch.is_autocast_enabled('cpu'))
+    return (
+        x.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled('cpu')
+    )
 
 
 def _is_compiled_for_cpu(x: Tensor) -> bool:
     """Whether ``torch.compile`` traces for a CPU, where it pays to give it what it can fuse."""
-    return (x.device.type == 'cpu' and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-            and not torch.is_autocast_enabled('cpu'))
+    return (
+        x.device.type == 'cpu'
+        and torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not torch.is_autocast_enabled('cpu')
+    )
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -138,8 +160,9 @@ def _multiply_into(total: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor |
         total.add_(bias)
 
 
-def _add_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None,
-             approximate: str) -> None:
+def _add_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None, approximate: str
+) -> None:
     """Adds to a map in channels_last format what two 1x1 convolutions with GELU between them make of it.
 
     Done for some pixels after the other, so that what lies between the convolutions stays in the caches.
@@ -154,8 +177,9 @@ def _add_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: 
 
 
 @torch.library.custom_op('mmcasvit::with_mlp', mutates_args=())
-def _with_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None,
-              approximate: str) -> Tensor:
+def _with_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None, approximate: str
+) -> Tensor:
     """The same as one operator to the compiler, which by itself would write and read the expanded map as a whole."""
     x = x.clone(memory_format=torch.channels_last)
     _add_mlp(x, weight1, bias1, weight2, bias2, approximate)
@@ -224,7 +248,8 @@ class DeployedBlock(nn.Module):
         super().__init__()
         conv, norm, depthwise, act, local = block.local_perception.network
         self.local = nn.Sequential(
-            Pointwise.of(fold_offset(carried, fuse_conv_bn_eval(conv, norm))), depthwise, in_place(act))
+            Pointwise.of(fold_offset(carried, fuse_conv_bn_eval(conv, norm))), depthwise, in_place(act)
+        )
         self.local_proj = Pointwise.of(without_bias(local))
         carried = carried + local.bias
 
@@ -232,8 +257,9 @@ class DeployedBlock(nn.Module):
         qkv = fold_offset(carried, fold_affine(*affine_of(block.norm1), mixer.qkv))
         self.query_key = Pointwise.of(output_channels(qkv, 0, 2 * channels))
         self.value = Pointwise.of(output_channels(qkv, 2 * channels, 3 * channels))
-        (spatial_q, channel_q), (spatial_k, channel_k) = ((oper[0].block, oper[1].block)
-                                                          for oper in (mixer.oper_q, mixer.oper_k))
+        (spatial_q, channel_q), (spatial_k, channel_k) = (
+            (oper[0].block, oper[1].block) for oper in (mixer.oper_q, mixer.oper_k)
+        )
         self.spatial_gates = SpatialGates(spatial_q, spatial_k)
         self.channel_gate = nn.Sequential(side_by_side(channel_q[1], channel_k[1]), nn.Sigmoid())
         self.dwc = mixer.dwc
@@ -295,8 +321,9 @@ class DeployedStage(nn.Sequential):
         carried, layers = torch.zeros_like(blocks[0].mlp.fc2.bias), []
         for block in blocks:
             layers.append(DeployedBlock(block, carried, carry_on=block is not blocks[-1]))
-            carried = carried + sum(conv.bias for conv in (
-                block.local_perception.network[-1], block.attn.proj, block.mlp.fc2))
+            carried = carried + sum(
+                conv.bias for conv in (block.local_perception.network[-1], block.attn.proj, block.mlp.fc2)
+            )
         return cls(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -332,13 +359,16 @@ class _AroundTrace(nn.Module):
 def _is_whole(mixer: nn.Module) -> bool:
     """Whether a token mixer is CAS-ViT's own, with all its gates."""
     return type(mixer) is AdditiveTokenMixer and all(
-        [type(gate) for gate in gates] == [SpatialGate, ChannelGate] for gates in (mixer.oper_q, mixer.oper_k))
+        [type(gate) for gate in gates] == [SpatialGate, ChannelGate] for gates in (mixer.oper_q, mixer.oper_k)
+    )
 
 
 def _fold_around(block: CASViTBlock) -> None:
     """Folds, in place, the norms of a block whose token mixer is another one; the mixer stays as it is."""
-    behind = [block.local_perception.network,
-              *(part.block for part in block.attn.modules() if type(part) is SpatialGate)]
+    behind = [
+        block.local_perception.network,
+        *(part.block for part in block.attn.modules() if type(part) is SpatialGate),
+    ]
     for layers in behind:
         if is_affine(layers[1]):
             layers[0], layers[1] = fuse_conv_bn_eval(layers[0], layers[1]), nn.Identity()
@@ -353,8 +383,11 @@ def _fold_around(block: CASViTBlock) -> None:
 
 def _deployed_stage(blocks: nn.Sequential) -> nn.Sequential:
     if all(_is_whole(block.attn) for block in blocks):
-        norms = [norm for block in blocks for norm in (
-            block.norm1, block.norm2, block.local_perception.network[1], block.attn.oper_q[0].block[1])]
+        norms = [
+            norm
+            for block in blocks
+            for norm in (block.norm1, block.norm2, block.local_perception.network[1], block.attn.oper_q[0].block[1])
+        ]
         return DeployedStage.of(blocks) if all(map(is_affine, norms)) else blocks
     for block in blocks:
         _fold_around(block)
@@ -389,8 +422,10 @@ class DeployedCASViT(nn.Module):
         self.out_indices = backbone.out_indices
         self.out_channels = backbone.out_channels
         self.out_strides = backbone.out_strides
-        stem, *downsamples = map(fold_sequence, (
-            backbone.patch_embed, *(nn.Sequential(layer.proj, layer.norm) for layer in backbone.network[1::2])))
+        stem, *downsamples = map(
+            fold_sequence,
+            (backbone.patch_embed, *(nn.Sequential(layer.proj, layer.norm) for layer in backbone.network[1::2])),
+        )
         self.downsamples = nn.ModuleList([stem, *downsamples])
         self.stages = nn.ModuleList(map(_deployed_stage, backbone.network[::2]))
         self.output_norms = nn.ModuleList()
@@ -408,8 +443,10 @@ class DeployedCASViT(nn.Module):
             RuntimeError: ``mode`` is true.
         """
         if mode:
-            raise RuntimeError('The deploy form is for inference: its norms are folded away and its weights are fixed. '
-                               'Train the model that it was made from, and deploy that again.')
+            raise RuntimeError(
+                'The deploy form is for inference: its norms are folded away and its weights are fixed. '
+                'Train the model that it was made from, and deploy that again.'
+            )
         return super().train(mode)
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -434,8 +471,11 @@ def _necks(model: nn.Module) -> Iterator[tuple[CASViT, nn.Module]]:
     """Backbones whose outputs are read by the 1x1 convolutions of an FPN alone, each with its FPN."""
     for part in model.modules():
         backbone, neck = getattr(part, 'backbone', None), getattr(part, 'neck', None)
-        if (isinstance(backbone, CASViT) and _name(type(neck)) in _FPN
-                and _name(type(part).extract_feat) in _PLAIN_EXTRACTION):
+        if (
+            isinstance(backbone, CASViT)
+            and _name(type(neck)) in _FPN
+            and _name(type(part).extract_feat) in _PLAIN_EXTRACTION
+        ):
             yield backbone, neck
 
 
@@ -453,8 +493,12 @@ def _laterals(backbone: CASViT, neck: nn.Module) -> Iterator[tuple[int, ConvModu
 
 def _is_plain(layer: ConvModule) -> bool:
     """Whether a ConvModule begins with a convolution that computes with its weights as they are."""
-    return (layer.order[0] == 'conv' and type(layer.conv) in (nn.Conv2d, WrappedConv2d)
-            and not layer.with_explicit_padding and not layer.with_spectral_norm)
+    return (
+        layer.order[0] == 'conv'
+        and type(layer.conv) in (nn.Conv2d, WrappedConv2d)
+        and not layer.with_explicit_padding
+        and not layer.with_spectral_norm
+    )
 
 
 def _fold_conv_module(layer: ConvModule) -> None:
@@ -501,13 +545,18 @@ def deploy(model: nn.Module) -> nn.Module:
     """
     backbones = [part for part in model.modules() if isinstance(part, CASViT)]
     if not backbones:
-        raise ValueError(f'deploy: there is no CASViT in this {type(model).__name__}. A model is deployed once, and '
-                         'before it is compiled or exported.')
-    read_by_neck = [(backbone, stage, lateral) for backbone, neck in _necks(model)
-                    for stage, lateral in _laterals(backbone, neck)]
+        raise ValueError(
+            f'deploy: there is no CASViT in this {type(model).__name__}. A model is deployed once, and '
+            'before it is compiled or exported.'
+        )
+    read_by_neck = [
+        (backbone, stage, lateral) for backbone, neck in _necks(model) for stage, lateral in _laterals(backbone, neck)
+    ]
     # What is in here is not copied but taken instead of the original.
-    memo = {id(backbone): DeployedCASViT(backbone, [stage for reader, stage, _ in read_by_neck if reader is backbone])
-            for backbone in backbones}
+    memo = {
+        id(backbone): DeployedCASViT(backbone, [stage for reader, stage, _ in read_by_neck if reader is backbone])
+        for backbone in backbones
+    }
     deployed = copy.deepcopy(model, memo).eval()
     for part in deployed.modules():
         if isinstance(part, ConvModule):

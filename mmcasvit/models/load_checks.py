@@ -6,6 +6,7 @@ one runs when a module becomes part of a model, and it gives a model with a CAS-
 after weights are loaded. Models without a CAS-ViT are not touched. Neither is PyTorch's own ``load_state_dict``, which
 tells its caller what was missing.
 """
+
 import logging
 
 from mmengine.logging import print_log
@@ -39,8 +40,16 @@ def watch(model: nn.Module) -> None:
         model.register_load_state_dict_post_hook(_judge)
 
 
-def _find_and_compare(model: nn.Module, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list,
-                      unexpected: list, errors: list) -> None:
+def _find_and_compare(
+    model: nn.Module,
+    state_dict: dict,
+    prefix: str,
+    metadata: dict,
+    strict: bool,
+    missing: list,
+    unexpected: list,
+    errors: list,
+) -> None:
     """Move the weights to where the loader looks for them, and note how they fit the model.
 
     Weights under ``model`` or ``model_ema`` move to the top, and the authors' ImageNet weights get the names of a
@@ -77,9 +86,12 @@ def _judge(model: nn.Module, incompatible_keys: tuple) -> None:
             found.refuse(only_under=f'{name}.', loaded=True)
             _PredictionLock.open(backbone)
             if found.fatal:
-                print_log('The checkpoint does not fit the whole model; the rest starts from scratch and has to be '
-                          f'trained before it predicts.\n{found}\n  {found.advice}', logger='current',
-                          level=logging.WARNING)
+                print_log(
+                    'The checkpoint does not fit the whole model; the rest starts from scratch and has to be '
+                    f'trained before it predicts.\n{found}\n  {found.advice}',
+                    logger='current',
+                    level=logging.WARNING,
+                )
                 _PredictionLock.close(backbone, f'{found}\n  {found.advice}')
     not_copied = [error for error in errors or () if not error.startswith('size mismatch')]
     if not_copied:

@@ -1,4 +1,5 @@
 """A model in PyTorch's channels_last memory format."""
+
 import torch
 from torch import Tensor, nn
 

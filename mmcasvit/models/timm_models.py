@@ -2,6 +2,7 @@
 
 timm is optional, so this module is not imported with the package.
 """
+
 from torch import nn
 
 from mmcasvit.utils.errors import WeightsError
@@ -13,26 +14,43 @@ try:
     from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
     from timm.models._builder import resolve_pretrained_cfg
 except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch raises the latter
-    raise ImportError('mmcasvit.models.timm_models needs timm, pip install "mmcasvit[timm]", and the torchvision that '
-                      f'was built for the installed PyTorch: {error}') from error
+    raise ImportError(
+        'mmcasvit.models.timm_models needs timm, pip install "mmcasvit[timm]", and the torchvision that '
+        f'was built for the installed PyTorch: {error}'
+    ) from error
 
 
 def _cfg(**settings) -> dict:
     """What timm knows about a file: the images it was trained and is tested on, and the layers that may be adapted."""
-    return dict(
-        num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=.875, interpolation='bicubic',
-        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv='backbone.patch_embed.0',
-        classifier=('head.head', 'head.dist_head'), paper_ids='arXiv:2408.03703',
-        origin_url='https://github.com/Tianfang-Zhang/CAS-ViT') | settings
+    return (
+        dict(
+            num_classes=1000,
+            input_size=(3, 224, 224),
+            pool_size=(7, 7),
+            crop_pct=0.875,
+            interpolation='bicubic',
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            first_conv='backbone.patch_embed.0',
+            classifier=('head.head', 'head.dist_head'),
+            paper_ids='arXiv:2408.03703',
+            origin_url='https://github.com/Tianfang-Zhang/CAS-ViT',
+        )
+        | settings
+    )
 
 
 # The second one is the published fine-tuning: the whole image, squeezed into a square.
-default_cfgs = generate_default_cfgs({
-    f'casvit_{arch}.{tag}': _cfg(**settings)
-    for arch in ('xs', 's', 'm', 't')
-    for tag, settings in [('in1k', {}), ('ft_in1k_384', dict(
-        input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1., crop_mode='squash'))]
-})
+default_cfgs = generate_default_cfgs(
+    {
+        f'casvit_{arch}.{tag}': _cfg(**settings)
+        for arch in ('xs', 's', 'm', 't')
+        for tag, settings in [
+            ('in1k', {}),
+            ('ft_in1k_384', dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, crop_mode='squash')),
+        ]
+    }
+)
 
 
 class _Model(CASViTClassifier):
@@ -57,8 +75,13 @@ def _put_inside(features: nn.Module, state_dict: dict, prefix: str, *_) -> None:
             state_dict[key] = value
 
 
-def _create(variant: str, pretrained: bool = False, pretrained_cfg: str | dict | None = None,
-            pretrained_cfg_overlay: dict | None = None, **kwargs) -> nn.Module:
+def _create(
+    variant: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | dict | None = None,
+    pretrained_cfg_overlay: dict | None = None,
+    **kwargs,
+) -> nn.Module:
     """Builds a model as timm's own entry functions do.
 
     With ``features_only=True`` it gives what :class:`mmcasvit.CASViT` gives: each map behind its norm. timm's other
@@ -72,17 +95,24 @@ def _create(variant: str, pretrained: bool = False, pretrained_cfg: str | dict |
         raise WeightsError(
             f'no weights of {variant} are hosted where a program could download them. Download the file by hand, see '
             "docs/weights.md, and give it: pretrained=True, pretrained_cfg_overlay=dict(file='cas-vit.pth'), or "
-            "checkpoint_path='cas-vit.pth' without pretrained.")
+            "checkpoint_path='cas-vit.pth' without pretrained."
+        )
     feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls='getter')
     if kwargs.get('features_only', False):
         kwargs['num_classes'] = 0
         if kwargs.get('feature_cls', 'getter') == 'getter':
             kwargs['output_norms'] = feature_cfg['norm'] = True
     model = build_model_with_cfg(
-        _Model, variant, pretrained, pretrained_cfg,
+        _Model,
+        variant,
+        pretrained,
+        pretrained_cfg,
         # Files are then read by our load_pretrained, where timm would read them.
         pretrained_cfg_overlay=(pretrained_cfg_overlay or {}) | dict(custom_load=True),
-        feature_cfg=feature_cfg, arch=variant.removeprefix('casvit_'), **kwargs)
+        feature_cfg=feature_cfg,
+        arch=variant.removeprefix('casvit_'),
+        **kwargs,
+    )
     if isinstance(getattr(model, 'model', None), CASViTClassifier):  # timm's FeatureGetterNet
         model.register_load_state_dict_pre_hook(_put_inside)
     return model

@@ -4,6 +4,7 @@ A mixer is a module that takes ``(N, C, H, W)``, behind the norm of its block, a
 takes the number of channels first; what else it takes is set by a dict: ``token_mixer=dict(type='pooling', size=5)``.
 CAS-ViT's own mixer is in :mod:`mmcasvit.casvit`. docs/ablation.md shows how to add one.
 """
+
 import inspect
 
 import torch
@@ -30,13 +31,16 @@ def build_token_mixer(token_mixer: str | dict, channels: int, **given) -> nn.Mod
     TOKEN_MIXERS.import_from_location()
     known = TOKEN_MIXERS.module_dict
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f'unknown token_mixer {token_mixer!r}. Valid: {", ".join(sorted(known))}, or a dict with one '
-                         'of these as its type and arguments of it.')
+        raise ValueError(
+            f'unknown token_mixer {token_mixer!r}. Valid: {", ".join(sorted(known))}, or a dict with one '
+            'of these as its type and arguments of it.'
+        )
     names = inspect.signature(known[name]).parameters
     own = [parameter for parameter in names if parameter not in ('channels', *given)]
     if wrong := [argument for argument in settings if argument not in own]:
-        raise TypeError(f'token_mixer {name!r} has no argument {", ".join(map(repr, wrong))}. It takes: '
-                        f'{", ".join(own) or "none"}.')
+        raise TypeError(
+            f'token_mixer {name!r} has no argument {", ".join(map(repr, wrong))}. It takes: {", ".join(own) or "none"}.'
+        )
     return known[name](channels, **{key: value for key, value in given.items() if key in names}, **settings)
 
 
@@ -120,7 +124,7 @@ class EfficientAdditiveAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = F.normalize(self.query(x)), F.normalize(self.key(x))
-        score = (query * self.weight[:, None, None]).sum(1, keepdim=True) * x.shape[1] ** -.5  # (N, 1, H, W)
+        score = (query * self.weight[:, None, None]).sum(1, keepdim=True) * x.shape[1] ** -0.5  # (N, 1, H, W)
         score = F.normalize(score.flatten(2), dim=2).view_as(score)
         common = (query * score).sum((2, 3), keepdim=True)  # (N, C, 1, 1)
         return self.final(self.proj(key * common) + query)

@@ -1,4 +1,5 @@
 """Models inside wrappers for distribution and test-time augmentation."""
+
 import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn

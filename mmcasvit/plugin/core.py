@@ -1,4 +1,5 @@
 """plugin.core"""
+
 import copy
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from .trial import try_out
 DROP_PATH = dict(m=0.1, t=0.1, l=0.1)
 
 
-def plug(cfg: str | Path | Config,
-         arch: str | dict = 'm',
-         *,
-         pretrained: str | Path | None = None,
-         drop_path_rate: float | None = None,
-         norm_eval: bool = True,
-         frozen_stages: int = -1,
-         verify: bool = True) -> Config:
+def plug(
+    cfg: str | Path | Config,
+    arch: str | dict = 'm',
+    *,
+    pretrained: str | Path | None = None,
+    drop_path_rate: float | None = None,
+    norm_eval: bool = True,
+    frozen_stages: int = -1,
+    verify: bool = True,
+) -> Config:
     """A copy of a config of mmdet or mmseg with CAS-ViT as its backbone, and with necks and heads that fit it.
 
     Every map goes to the reader of the old backbone's map of the same stride. Where a segmentor's backbone is
@@ -51,27 +54,36 @@ def plug(cfg: str | Path | Config,
         TrialError: it seems to fit, and fails when it is tried.
         WeightsError: ``pretrained`` does not fit the arch.
     """
-    new, notes = plug_with_notes(cfg, arch, pretrained=pretrained, drop_path_rate=drop_path_rate,
-                                 norm_eval=norm_eval, frozen_stages=frozen_stages, verify=verify)
+    new, notes = plug_with_notes(
+        cfg,
+        arch,
+        pretrained=pretrained,
+        drop_path_rate=drop_path_rate,
+        norm_eval=norm_eval,
+        frozen_stages=frozen_stages,
+        verify=verify,
+    )
     print_log('\n  '.join(['CAS-ViT plugged in:', *notes]), logger='current')
     return new
 
 
-def plug_with_notes(cfg: str | Path | Config,
-                    arch: str | dict = 'm',
-                    *,
-                    pretrained: str | Path | None = None,
-                    drop_path_rate: float | None = None,
-                    norm_eval: bool = True,
-                    frozen_stages: int = -1,
-                    verify: bool = True) -> tuple[Config, list[str]]:
+def plug_with_notes(
+    cfg: str | Path | Config,
+    arch: str | dict = 'm',
+    *,
+    pretrained: str | Path | None = None,
+    drop_path_rate: float | None = None,
+    norm_eval: bool = True,
+    frozen_stages: int = -1,
+    verify: bool = True,
+) -> tuple[Config, list[str]]:
     """As :func:`plug`, and the list of changes instead of logging it."""
     old = cfg if isinstance(cfg, Config) else read_config(cfg)
     new = copy.deepcopy(old)
     check_structure(new)
     notes = []
     if drop_path_rate is None:
-        drop_path_rate = DROP_PATH.get(arch, 0.) if isinstance(arch, str) else 0.
+        drop_path_rate = DROP_PATH.get(arch, 0.0) if isinstance(arch, str) else 0.0
     with frozen_world(framework_of(old)) as models:
         try:
             channels = CASViT(arch, drop_path_rate=drop_path_rate, frozen_stages=frozen_stages).out_channels
@@ -81,15 +93,20 @@ def plug_with_notes(cfg: str | Path | Config,
         stages = stages_of(old_maps, framework_of(old), type_name(old.model.backbone), notes)
         out_indices = adapt_readers(new, old_maps, stages, channels, models, notes)
     replace_backbone(new, arch, out_indices, pretrained, drop_path_rate, norm_eval, frozen_stages)
-    notes.insert(0, f'model.backbone: {type_name(old.model.backbone)} -> CASViT {arch}, stages {out_indices} with '
-                    f'{tuple(channels[i] for i in out_indices)} channels at strides '
-                    f'{tuple(STRIDES[i] for i in out_indices)}')
+    notes.insert(
+        0,
+        f'model.backbone: {type_name(old.model.backbone)} -> CASViT {arch}, stages {out_indices} with '
+        f'{tuple(channels[i] for i in out_indices)} channels at strides '
+        f'{tuple(STRIDES[i] for i in out_indices)}',
+    )
     use_image_statistics(new, notes)
     forget_old_backbone(old, new, notes)
     adapt_optimizer(new, notes)
     if pretrained is None and norm_eval:
-        notes.append('no weights given: pass pretrained=, or --pretrained to tools/train.py. To train from random '
-                     'weights, set model.backbone.norm_eval=False')
+        notes.append(
+            'no weights given: pass pretrained=, or --pretrained to tools/train.py. To train from random '
+            'weights, set model.backbone.norm_eval=False'
+        )
     if verify:
         _verify(old, new, notes)
     return new, notes
@@ -101,15 +118,21 @@ def _verify(old: Config, new: Config, notes: list[str]) -> None:
     except TrialError as error:
         if not _fails_alike(old, error):
             raise TrialError(
-                error.stage, f'{error}. A part that reads the backbone was not recognised: override it by hand, '
-                'beginning with what verify=False or --no-verify gives', error.reason) from error
-        notes.append(f'NOT VERIFIED: with its own backbone the model fails in the same way, so it is not for CAS-ViT. '
-                     f'{error}')
+                error.stage,
+                f'{error}. A part that reads the backbone was not recognised: override it by hand, '
+                'beginning with what verify=False or --no-verify gives',
+                error.reason,
+            ) from error
+        notes.append(
+            f'NOT VERIFIED: with its own backbone the model fails in the same way, so it is not for CAS-ViT. {error}'
+        )
     else:
         if trial.unused:
             new.find_unused_parameters = True
-            notes.append(f'find_unused_parameters: True, for {len(trial.unused)} parameters of the backbone that no '
-                         f'loss reaches, such as {trial.unused[0]}')
+            notes.append(
+                f'find_unused_parameters: True, for {len(trial.unused)} parameters of the backbone that no '
+                f'loss reaches, such as {trial.unused[0]}'
+            )
 
 
 def _fails_alike(old: Config, error: TrialError) -> bool:

@@ -1,4 +1,5 @@
 """The maps that the old backbone gives."""
+
 import copy
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ _BACKBONE_PROBE_SIZE, _NECK_PROBE_SIZE = 256, 512
 @dataclass(frozen=True)
 class FeatureMap:
     """What is known of a map between two parts of a model."""
+
     channels: int
     stride: int
 
@@ -83,16 +85,20 @@ def without_process_group(cfg: dict) -> ConfigDict:
 
 
 def _as_maps(outputs, image_size: int) -> list[FeatureMap] | None:
-    if not isinstance(outputs, (tuple, list)) or not outputs or not all(
-            isinstance(x, Tensor) and x.ndim == 4 for x in outputs):
+    if (
+        not isinstance(outputs, (tuple, list))
+        or not outputs
+        or not all(isinstance(x, Tensor) and x.ndim == 4 for x in outputs)
+    ):
         return None
     return [FeatureMap(x.shape[1], round(image_size / x.shape[-1])) for x in outputs]
 
 
 def neck_outputs(models, neck: ConfigDict, maps: Sequence[FeatureMap]) -> list[FeatureMap] | None:
     sides = [math.ceil(_NECK_PROBE_SIZE / m.stride) for m in maps]
-    outputs = run_module(models, neck, lambda: tuple(
-        torch.zeros(1, m.channels, side, side) for m, side in zip(maps, sides)))
+    outputs = run_module(
+        models, neck, lambda: tuple(torch.zeros(1, m.channels, side, side) for m, side in zip(maps, sides))
+    )
     return _as_maps(outputs, _NECK_PROBE_SIZE)
 
 
@@ -111,16 +117,22 @@ def maps_of(model: ConfigDict, models, notes: list[str]) -> list[FeatureMap]:
         reason = shortened(error, 120)
         maps = _expected_maps(model)
         if maps is None:
-            raise PlugError(f'the old backbone {name} cannot be built and run here ({reason}), and no list of '
-                            'in_channels behind it tells what it gives. Install what it needs, or take a config with '
-                            'another backbone') from error
-        notes.append(f'the old backbone {name} cannot be built and run here ({reason}); its reader expects '
-                     f'{[m.channels for m in maps]} channels, taken as those of its last {len(maps)} stages')
+            raise PlugError(
+                f'the old backbone {name} cannot be built and run here ({reason}), and no list of '
+                'in_channels behind it tells what it gives. Install what it needs, or take a config with '
+                'another backbone'
+            ) from error
+        notes.append(
+            f'the old backbone {name} cannot be built and run here ({reason}); its reader expects '
+            f'{[m.channels for m in maps]} channels, taken as those of its last {len(maps)} stages'
+        )
         return maps
     maps = _as_maps(outputs, size)
     if maps is None:
-        raise PlugError(f'{name} does not return a tuple of maps (N, C, H, W), as the stages of a backbone do. Its '
-                        'heads are made for what it returns; take a config with a multi-stage backbone')
+        raise PlugError(
+            f'{name} does not return a tuple of maps (N, C, H, W), as the stages of a backbone do. Its '
+            'heads are made for what it returns; take a config with a multi-stage backbone'
+        )
     return maps
 
 
@@ -130,31 +142,41 @@ def _expected_maps(model: ConfigDict) -> list[FeatureMap] | None:
     if not lists:
         return None
     channels = max(lists, key=len)[-4:]
-    return [FeatureMap(c, stride) for c, stride in zip(channels, STRIDES[-len(channels):])]
+    return [FeatureMap(c, stride) for c, stride in zip(channels, STRIDES[-len(channels) :])]
 
 
 def stages_of(maps: Sequence[FeatureMap], framework: str, name: str, notes: list[str]) -> list[int | None]:
     """The stage of CAS-ViT that takes the place of each map; None where there is none."""
     strides, widths = [m.stride for m in maps], [m.channels for m in maps]
     if len(maps) > 1 and len(set(maps)) == 1:
-        raise PlugError(f'{name} gives {len(maps)} maps of one stride, {strides[0]}: a plain transformer or a stack '
-                        'of the same network, whose neck or heads expect just that. Take a config with a multi-stage '
-                        'backbone')
+        raise PlugError(
+            f'{name} gives {len(maps)} maps of one stride, {strides[0]}: a plain transformer or a stack '
+            'of the same network, whose neck or heads expect just that. Take a config with a multi-stage '
+            'backbone'
+        )
     if strides != sorted(strides) or widths != sorted(widths):
-        raise PlugError(f'{name} gives maps of strides {strides} and channels {widths}: more than the stages of a '
-                        'backbone, it has a decoder of its own. Take a config with a multi-stage backbone')
+        raise PlugError(
+            f'{name} gives maps of strides {strides} and channels {widths}: more than the stages of a '
+            'backbone, it has a decoder of its own. Take a config with a multi-stage backbone'
+        )
     distinct = len(set(strides)) == len(strides)
     if framework == 'mmdet' and not distinct:
-        raise PlugError(f'{name} gives several maps of one stride ({strides}), and detectors tie their heads to '
-                        'strides. Take a config whose backbone is not dilated')
+        raise PlugError(
+            f'{name} gives several maps of one stride ({strides}), and detectors tie their heads to '
+            'strides. Take a config whose backbone is not dilated'
+        )
     if framework == 'mmdet' or (distinct and strides[-1] >= STRIDES[-1]):
         return [STRIDES.index(stride) if stride in STRIDES else None for stride in strides]
     if strides[-1] < 8:
-        raise PlugError(f'{name} gives maps of strides {strides}, finer than any of a backbone\'s last stage: it has '
-                        'a decoder of its own. Take a config with a multi-stage backbone')
-    notes.append(f'{name} gave maps of strides {strides}, CAS-ViT gives 4, 8, 16, 32. Maps went by their order: the '
-                 f'head on the last one sees stride 32 instead of {strides[-1]}, and dilated or pooling layers in it '
-                 f'reach {STRIDES[-1] // strides[-1]} times as far')
+        raise PlugError(
+            f"{name} gives maps of strides {strides}, finer than any of a backbone's last stage: it has "
+            'a decoder of its own. Take a config with a multi-stage backbone'
+        )
+    notes.append(
+        f'{name} gave maps of strides {strides}, CAS-ViT gives 4, 8, 16, 32. Maps went by their order: the '
+        f'head on the last one sees stride 32 instead of {strides[-1]}, and dilated or pooling layers in it '
+        f'reach {STRIDES[-1] // strides[-1]} times as far'
+    )
     return [stage if stage >= 0 else None for stage in range(4 - len(maps), 4)]
 
 

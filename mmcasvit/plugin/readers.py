@@ -1,4 +1,5 @@
 """The parts of a model that read the maps of its backbone."""
+
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Reader:
         name: the field.
         maps: which of the maps, in the order of the field; one number where the field is a number.
     """
+
     where: str
     node: ConfigDict
     name: str
@@ -28,7 +30,7 @@ class Reader:
 
     @property
     def indices(self) -> tuple[int, ...]:
-        return (self.maps, ) if isinstance(self.maps, int) else self.maps
+        return (self.maps,) if isinstance(self.maps, int) else self.maps
 
     def write(self, new_maps: Sequence[FeatureMap], new_indices: dict[int, int], notes: list[str]) -> None:
         """Sets the field, and ``in_index`` beside it, to the maps that take the places of the old ones.
@@ -61,7 +63,7 @@ def _match(channels: Sequence[int], maps: Sequence[FeatureMap]) -> tuple[int, ..
         return tuple(range(last))[::-1]
     if channels and all(given.count(c) == 1 for c in channels):
         return tuple(given.index(c) for c in channels)
-    if channels == given[last - len(channels):]:
+    if channels == given[last - len(channels) :]:
         return tuple(range(last - len(channels), last))
     return None
 
@@ -75,9 +77,11 @@ def neck_reader(neck: ConfigDict, where: str, maps: Sequence[FeatureMap]) -> Rea
     else:
         indices = _match(channels, maps) if isinstance(channels, (list, tuple)) else None
     if indices is None:
-        raise PlugError(f'{where} ({type_name(neck)}) reads maps of {given} channels and has in_channels={channels}: '
-                        'it is not clear which map is which. Replace the neck by one with a channel for each map, '
-                        'such as FPN')
+        raise PlugError(
+            f'{where} ({type_name(neck)}) reads maps of {given} channels and has in_channels={channels}: '
+            'it is not clear which map is which. Replace the neck by one with a channel for each map, '
+            'such as FPN'
+        )
     return Reader(where, neck, 'in_channels', indices)
 
 
@@ -120,13 +124,19 @@ def pass_through(reader: Reader, old_channels: Sequence[int], notes: list[str]) 
 
 
 def head_readers(model: ConfigDict, maps: Sequence[FeatureMap], framework: str) -> list[Reader]:
-    heads = {key: value for key, value in model.items()
-             if key not in NO_READERS and not key.startswith('teacher') and isinstance(value, (dict, list, tuple))}
+    heads = {
+        key: value
+        for key, value in model.items()
+        if key not in NO_READERS and not key.startswith('teacher') and isinstance(value, (dict, list, tuple))
+    }
     find = _segmentor_readers if framework == 'mmseg' else _detector_readers
     readers = []
     for key, head in heads.items():
-        parts = [(f'model.{key}', head)] if isinstance(head, dict) else [
-            (f'model.{key}[{i}]', part) for i, part in enumerate(head)]
+        parts = (
+            [(f'model.{key}', head)]
+            if isinstance(head, dict)
+            else [(f'model.{key}[{i}]', part) for i, part in enumerate(head)]
+        )
         for where, part in parts:
             if isinstance(part, dict):
                 readers += find(part, where, maps)
@@ -146,11 +156,15 @@ def _segmentor_readers(head: ConfigDict, where: str, maps: Sequence[FeatureMap])
         found = [channels] if is_channels(channels) else list(channels)
         wanted = list(index) if several else [index]
         given = [m.channels for m in maps]
-        if several == is_channels(channels) or not all(
-                is_channels(i) and -len(maps) <= i < len(maps) for i in wanted) or found != [
-                    given[i] for i in wanted]:
-            raise PlugError(f'{path} ({type_name(node)}) reads maps {node.get("in_index", "by default")} of {given} '
-                            f'channels, and has in_channels={channels}: that does not fit the old backbone either')
+        if (
+            several == is_channels(channels)
+            or not all(is_channels(i) and -len(maps) <= i < len(maps) for i in wanted)
+            or found != [given[i] for i in wanted]
+        ):
+            raise PlugError(
+                f'{path} ({type_name(node)}) reads maps {node.get("in_index", "by default")} of {given} '
+                f'channels, and has in_channels={channels}: that does not fit the old backbone either'
+            )
         wanted = tuple(i % len(maps) for i in wanted)
         readers.append(Reader(path, node, 'in_channels', wanted if several else wanted[0]))
     # Some heads read a second, finer map, such as DeepLabV3+'s c1_in_channels.

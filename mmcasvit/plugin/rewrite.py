@@ -1,4 +1,5 @@
 """The changes to a config that CAS-ViT needs."""
+
 import copy
 from collections.abc import Sequence
 
@@ -18,13 +19,17 @@ IMAGE_STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.3
 _LAYER_DECAY_KEYS = ('decay_rate', 'decay_type', 'layer_decay_rate', 'num_layers')
 
 
-def adapt_readers(new: Config, old_maps: list[FeatureMap], stages: list[int | None], channels: Sequence[int], models,
-                   notes: list[str]) -> tuple[int, ...]:
+def adapt_readers(
+    new: Config, old_maps: list[FeatureMap], stages: list[int | None], channels: Sequence[int], models, notes: list[str]
+) -> tuple[int, ...]:
     """Fits necks and heads of the new config to CAS-ViT and returns its ``out_indices``."""
     model, framework = new.model, framework_of(new)
     neck = model.get('neck')
-    chain = [('model.neck', neck)] if isinstance(neck, dict) else [
-        (f'model.neck[{i}]', part) for i, part in enumerate(neck or ())]
+    chain = (
+        [('model.neck', neck)]
+        if isinstance(neck, dict)
+        else [(f'model.neck[{i}]', part) for i, part in enumerate(neck or ())]
+    )
     old_chain = copy.deepcopy([part for _, part in chain])
     if chain:
         readers = [neck_reader(chain[0][1], chain[0][0], old_maps)]
@@ -34,13 +39,17 @@ def adapt_readers(new: Config, old_maps: list[FeatureMap], stages: list[int | No
     else:
         readers = head_readers(model, old_maps, framework)
         if not readers:
-            raise PlugError(f'nothing in {type_name(model)} names the channels of the backbone '
-                            f'({[m.channels for m in old_maps]}) as in_channels, so nothing could be fitted')
+            raise PlugError(
+                f'nothing in {type_name(model)} names the channels of the backbone '
+                f'({[m.channels for m in old_maps]}) as in_channels, so nothing could be fitted'
+            )
     read = {i for reader in readers for i in reader.indices}
     outside = [old_maps[i].stride for i in sorted(read) if stages[i] is None]
     if outside:
-        raise PlugError(f'{readers[0].where} reads a map of stride {outside[0]}; CAS-ViT gives strides 4, 8, 16, 32. '
-                        'Take a config that reads no other')
+        raise PlugError(
+            f'{readers[0].where} reads a map of stride {outside[0]}; CAS-ViT gives strides 4, 8, 16, 32. '
+            'Take a config that reads no other'
+        )
 
     wanted = [{i: stages[i] for i in reader.indices} for reader in readers]
     if framework == 'mmseg' and isinstance(model.get('decode_head'), (list, tuple)) and not chain:
@@ -60,16 +69,18 @@ def adapt_readers(new: Config, old_maps: list[FeatureMap], stages: list[int | No
         if [m.channels for m in old_maps] == [m.channels for m in maps]:
             return out_indices
         if len(old_maps) != len(maps):
-            raise PlugError(f'{where} gave {len(old_maps)} maps and gives {len(maps)} behind CAS-ViT; its readers '
-                            'cannot be fitted')
+            raise PlugError(
+                f'{where} gave {len(old_maps)} maps and gives {len(maps)} behind CAS-ViT; its readers cannot be fitted'
+            )
     if chain:
         for reader in head_readers(model, old_maps, framework):
             reader.write(maps, {i: i for i in range(len(maps))}, notes)
     return out_indices
 
 
-def _keep_cascade_aligned(readers: Sequence[Reader], wanted: Sequence[dict[int, int]], old_maps: Sequence[FeatureMap],
-                          notes: list[str]) -> None:
+def _keep_cascade_aligned(
+    readers: Sequence[Reader], wanted: Sequence[dict[int, int]], old_maps: Sequence[FeatureMap], notes: list[str]
+) -> None:
     """Heads of a cascade that read maps of one size, and combine theirs with each other's, go on doing so."""
     cascade = [place for place, reader in enumerate(readers) if reader.where.startswith('model.decode_head[')]
     deepest = {}
@@ -82,21 +93,31 @@ def _keep_cascade_aligned(readers: Sequence[Reader], wanted: Sequence[dict[int, 
         for i, stage in wanted[place].items():
             if stage != deepest[old_maps[i].stride]:
                 wanted[place][i] = deepest[old_maps[i].stride]
-                notes.append(f'{readers[place].where} reads the same stage as the rest of the cascade, since their '
-                             'maps have to be of one size')
+                notes.append(
+                    f'{readers[place].where} reads the same stage as the rest of the cascade, since their '
+                    'maps have to be of one size'
+                )
 
 
-def _through_neck(models, old_neck: ConfigDict, new_neck: ConfigDict, where: str, old_maps: Sequence[FeatureMap],
-                  maps: Sequence[FeatureMap]) -> tuple[list[FeatureMap], list[FeatureMap]]:
+def _through_neck(
+    models,
+    old_neck: ConfigDict,
+    new_neck: ConfigDict,
+    where: str,
+    old_maps: Sequence[FeatureMap],
+    maps: Sequence[FeatureMap],
+) -> tuple[list[FeatureMap], list[FeatureMap]]:
     """The maps behind a neck, of the old config and of the new one."""
     try:
         after = neck_outputs(models, new_neck, maps)
     except Exception as error:
         if lacks_operator(error):
             return [], []  # not known here; the trial runs where the operator does
-        raise PlugError(f'{where} ({type_name(new_neck)}) does not work with maps of {[m.channels for m in maps]} '
-                        f'channels at strides {[m.stride for m in maps]}: {shortened(error)}. Replace it by another '
-                        'neck, such as FPN') from error
+        raise PlugError(
+            f'{where} ({type_name(new_neck)}) does not work with maps of {[m.channels for m in maps]} '
+            f'channels at strides {[m.stride for m in maps]}: {shortened(error)}. Replace it by another '
+            'neck, such as FPN'
+        ) from error
     before = neck_outputs(models, old_neck, old_maps)
     if before is None or after is None:
         raise PlugError(f'{where} ({type_name(new_neck)}) does not return a tuple of maps (N, C, H, W)')
@@ -128,8 +149,11 @@ def use_image_statistics(cfg: Config, notes: list[str]) -> None:
         return
     # Many configs keep a second one at the top level, which counts where the model has none.
     preprocessors = [part for part in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')) if part]
-    changed = [key for key, value in IMAGE_STATISTICS.items()
-               if any(not _same_numbers(part.get(key), value) for part in preprocessors)]
+    changed = [
+        key
+        for key, value in IMAGE_STATISTICS.items()
+        if any(not _same_numbers(part.get(key), value) for part in preprocessors)
+    ]
     for preprocessor in preprocessors:
         preprocessor.update({key: copy.deepcopy(IMAGE_STATISTICS[key]) for key in changed})
         preprocessor.pop('rgb_to_bgr', None)
@@ -148,8 +172,11 @@ def forget_old_backbone(old: Config, new: Config, notes: list[str]) -> None:
     backbone = old.model.backbone
     init_cfg = backbone.get('init_cfg') or {}
     init_cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    weights = {old.model.get('pretrained'), backbone.get('pretrained'),
-               *(cfg.get('checkpoint') for cfg in init_cfgs)} - {None}
+    weights = {
+        old.model.get('pretrained'),
+        backbone.get('pretrained'),
+        *(cfg.get('checkpoint') for cfg in init_cfgs),
+    } - {None}
     if 'pretrained' in new.model:
         new.model.pretrained = None
     if 'init_cfg' in new.model and 'Pretrained' in str(new.model.init_cfg):
@@ -185,18 +212,22 @@ def adapt_optimizer(new: Config, notes: list[str]) -> None:
         return
     paramwise = wrapper.get('paramwise_cfg') or {}
     if 'constructor' in wrapper and any(key in paramwise for key in _LAYER_DECAY_KEYS):
-        notes.append(f'optim_wrapper.constructor: {wrapper.constructor} removed, it gives each layer of its own '
-                     'backbones a learning rate; norms and biases stay without weight decay')
+        notes.append(
+            f'optim_wrapper.constructor: {wrapper.constructor} removed, it gives each layer of its own '
+            'backbones a learning rate; norms and biases stay without weight decay'
+        )
         del wrapper['constructor']
         kept = {key: value for key, value in paramwise.items() if key not in _LAYER_DECAY_KEYS}
-        wrapper.paramwise_cfg = ConfigDict(norm_decay_mult=0., bias_decay_mult=0., **kept)
+        wrapper.paramwise_cfg = ConfigDict(norm_decay_mult=0.0, bias_decay_mult=0.0, **kept)
     custom_keys = (wrapper.get('paramwise_cfg') or {}).get('custom_keys')
     if custom_keys:
         _drop_custom_keys(custom_keys, new, notes)
     optimizer = wrapper.get('optimizer') or {}
     if type_name(optimizer) == 'SGD':
-        notes.append(f'the optimizer stays SGD with lr {optimizer.get("lr")}; the published recipes of CAS-ViT train '
-                     'with AdamW, lr 2e-4, weight decay 1e-4')
+        notes.append(
+            f'the optimizer stays SGD with lr {optimizer.get("lr")}; the published recipes of CAS-ViT train '
+            'with AdamW, lr 2e-4, weight decay 1e-4'
+        )
 
 
 def _drop_custom_keys(custom_keys: ConfigDict, new: Config, notes: list[str]) -> None:

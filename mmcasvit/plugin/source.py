@@ -1,4 +1,5 @@
 """Configs of installed packages, and their nodes."""
+
 import importlib
 import importlib.util
 import numbers
@@ -50,8 +51,9 @@ def config_file(name: str | Path) -> Path:
     file = folder / rest
     if not file.is_file():
         near = nearest_config(file)
-        raise PlugError(f'{package} has no config {rest} in {folder}'
-                        + (f'. Did you mean {near.name}?' if near else ''))
+        raise PlugError(
+            f'{package} has no config {rest} in {folder}' + (f'. Did you mean {near.name}?' if near else '')
+        )
     return file
 
 
@@ -103,20 +105,28 @@ def check_structure(cfg: Config) -> None:
     if not isinstance(model.get('backbone'), dict):
         inner = [where for where, node in nodes(model, 'model') if isinstance(node.get('backbone'), dict)]
         if inner:
-            raise PlugError(f'{type_name(model)} wraps another model: its backbone is {inner[0]}.backbone. Plug '
-                            'CAS-ViT into a config of the inner model, and wrap the result')
+            raise PlugError(
+                f'{type_name(model)} wraps another model: its backbone is {inner[0]}.backbone. Plug '
+                'CAS-ViT into a config of the inner model, and wrap the result'
+            )
         raise PlugError(f'{type_name(model)} has no backbone entry that could be replaced')
     if model.get('language_model'):
-        raise PlugError(f'{type_name(model)} reads text too, and its checkpoints were trained on images and words '
-                        'with the old backbone: behind another one they mean nothing. Take a detector without a '
-                        'language model')
+        raise PlugError(
+            f'{type_name(model)} reads text too, and its checkpoints were trained on images and words '
+            'with the old backbone: behind another one they mean nothing. Take a detector without a '
+            'language model'
+        )
     for where, node in nodes({key: model[key] for key in model if key != 'backbone'}, 'model'):
         if where.endswith('.shared_head'):
-            raise PlugError(f'{where} is the last stage of the old backbone, moved into the head. Take a config of '
-                            'the same detector with an FPN neck')
+            raise PlugError(
+                f'{where} is the last stage of the old backbone, moved into the head. Take a config of '
+                'the same detector with an FPN neck'
+            )
         if where != 'model' and any(isinstance(node.get(key), dict) for key in node if key.endswith('backbone')):
-            raise PlugError(f'{where} has a backbone of its own, which works on the outputs of the first. Take a '
-                            'config of the same model with another neck')
+            raise PlugError(
+                f'{where} has a backbone of its own, which works on the outputs of the first. Take a '
+                'config of the same model with another neck'
+            )
 
 
 def is_channels(value) -> bool:
@@ -128,7 +138,8 @@ def import_modules(cfg: Config) -> None:
         import_modules_from_strings(**cfg.get('custom_imports') or dict(imports=[]))
     except ImportError as error:
         raise PlugError(
-            f'custom_imports of the config fail: {error}. Install what they name, or remove them') from error
+            f'custom_imports of the config fail: {error}. Install what they name, or remove them'
+        ) from error
 
 
 def shortened(error: Exception, limit: int = 300) -> str:

@@ -1,4 +1,5 @@
 """A trial of a config on random data."""
+
 import copy
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Trial:
         unused: parameters of the backbone that got no gradient though they ask for one.
         predictions: what it returned for each image.
     """
+
     size: int
     parameters: int
     losses: dict[str, float] = field(default_factory=dict)
@@ -95,13 +97,13 @@ def _try_out(cfg: Config, size: int, seed: int) -> Trial:
             if not torch.isfinite(loss):
                 raise FloatingPointError(f'losses are not finite: {trial.losses}')
             loss.backward()
-            trial.unused = [name for name, p in model.backbone.named_parameters()
-                            if p.requires_grad and p.grad is None]
+            trial.unused = [name for name, p in model.backbone.named_parameters() if p.requires_grad and p.grad is None]
             stage = 'predict'
             model.eval()
             with torch.no_grad():
                 trial.predictions = model(
-                    **model.data_preprocessor(random_batch(cfg, size, seed), False), mode='predict')
+                    **model.data_preprocessor(random_batch(cfg, size, seed), False), mode='predict'
+                )
             if len(trial.predictions) != 2:
                 raise ValueError(f'{len(trial.predictions)} predictions for 2 images')
         except WeightsError:

@@ -1,4 +1,5 @@
 """Figures of a report, each as the bytes of a PNG. Names come from data sets, so none is read as a formula."""
+
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,17 @@ from matplotlib.ticker import MaxNLocator
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555', '#000000')
 _WRITTEN_CELLS = 16  # classes up to which the cells of a confusion matrix are written out
 # Not pyplot: a training or test that writes a report may have windows and settings of its own.
-_styled = rc_context({'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
-                      'grid.color': '#dddddd', 'legend.frameon': False, 'text.parse_math': False})
+_styled = rc_context(
+    {
+        'font.size': 9,
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'axes.axisbelow': True,
+        'grid.color': '#dddddd',
+        'legend.frameon': False,
+        'text.parse_math': False,
+    }
+)
 
 
 def _png(figure: Figure) -> bytes:
@@ -48,8 +58,9 @@ def plot_training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], r
     return _panels(groups, curves, resumed, 'iteration')
 
 
-def plot_validation(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int],
-                    by_epoch: bool) -> bytes:
+def plot_validation(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int], by_epoch: bool
+) -> bytes:
     """Metrics of validations, those of one prefix (as boxes and masks have) in one panel.
 
     Args:
@@ -65,8 +76,12 @@ def plot_validation(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
 
 
 @_styled
-def _panels(groups: Mapping[str, Sequence[str]], curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
-            resumed: Sequence[int], label: str) -> bytes:
+def _panels(
+    groups: Mapping[str, Sequence[str]],
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    resumed: Sequence[int],
+    label: str,
+) -> bytes:
     columns = min(2, len(groups))
     rows = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout='constrained')
@@ -74,8 +89,16 @@ def _panels(groups: Mapping[str, Sequence[str]], curves: Mapping[str, tuple[Sequ
     for (title, names), axes in zip(groups.items(), panels.flat):
         for number, name in enumerate(names):
             steps, values = curves[name]
-            axes.plot(steps, values, marker='o' if len(steps) < 30 else '', color=_COLOURS[number % len(_COLOURS)],
-                      linestyle=('-', '--', '-.')[number // len(_COLOURS) % 3], markersize=3, linewidth=1.2, label=name)
+            axes.plot(
+                steps,
+                values,
+                marker='o' if len(steps) < 30 else '',
+                color=_COLOURS[number % len(_COLOURS)],
+                linestyle=('-', '--', '-.')[number // len(_COLOURS) % 3],
+                markersize=3,
+                linewidth=1.2,
+                label=name,
+            )
         _mark_resumed(axes, resumed)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel(label)
@@ -83,7 +106,7 @@ def _panels(groups: Mapping[str, Sequence[str]], curves: Mapping[str, tuple[Sequ
         axes.grid()
         if len(names) > 1 or resumed:
             axes.legend(fontsize=7, ncols=1 + len(names) // 9)
-    for axes in panels.flat[len(groups):]:
+    for axes in panels.flat[len(groups) :]:
         axes.remove()
     return _png(figure)
 
@@ -102,13 +125,13 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         names: of the rows and columns.
     """
     number, part = len(names), shares(matrix)
-    side = min(12., max(4., 2 + .45 * number))
-    font = min(8., max(2.5, .75 * 72 * (side - 2) / number))
-    figure = Figure(figsize=(side + .8, side), layout='constrained')
+    side = min(12.0, max(4.0, 2 + 0.45 * number))
+    font = min(8.0, max(2.5, 0.75 * 72 * (side - 2) / number))
+    figure = Figure(figsize=(side + 0.8, side), layout='constrained')
     axes = figure.subplots()
     # The square root shows rare confusions too.
     image = axes.imshow(np.sqrt(part), cmap='Blues', vmin=0, vmax=1)
-    bar = figure.colorbar(image, ax=axes, fraction=.04, ticks=np.sqrt([0, .01, .05, .1, .25, .5, 1]))
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, ticks=np.sqrt([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(['0', '1 %', '5 %', '10 %', '25 %', '50 %', '100 %'], fontsize=7)
     short = [name if len(name) <= 24 else f'{name[:23]}\u2026' for name in names]
     axes.set_xticks(range(number), short, fontsize=font, rotation=90)
@@ -120,9 +143,15 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         for row in range(number):
             for column in range(number):
                 if matrix[row, column]:
-                    axes.text(column, row, f'{100 * part[row, column]:.{0 if part[row, column] >= .1 else 1}f}',
-                              ha='center', va='center', fontsize=7,
-                              color='white' if part[row, column] > .4 else 'black')
+                    axes.text(
+                        column,
+                        row,
+                        f'{100 * part[row, column]:.{0 if part[row, column] >= 0.1 else 1}f}',
+                        ha='center',
+                        va='center',
+                        fontsize=7,
+                        color='white' if part[row, column] > 0.4 else 'black',
+                    )
     for spine in axes.spines.values():
         spine.set_visible(False)
     return _png(figure)
@@ -153,12 +182,12 @@ def plot_phases(runs: Mapping[str, Mapping[str, int]]) -> bytes:
     phases = list(dict.fromkeys(phase for seconds in runs.values() for phase in seconds))
     most = max(sum(seconds.values()) for seconds in runs.values())
     unit, length = ('h', 3600) if most > 7200 else ('min', 60) if most > 180 else ('s', 1)
-    figure = Figure(figsize=(7.5, 1.1 + .32 * len(runs)), layout='constrained')
+    figure = Figure(figsize=(7.5, 1.1 + 0.32 * len(runs)), layout='constrained')
     axes = figure.subplots()
     left = np.zeros(len(runs))
     for number, phase in enumerate(phases):
         widths = np.array([seconds.get(phase, 0) / length for seconds in runs.values()])
-        axes.barh(range(len(runs)), widths, left=left, color=_COLOURS[number % len(_COLOURS)], label=phase, height=.7)
+        axes.barh(range(len(runs)), widths, left=left, color=_COLOURS[number % len(_COLOURS)], label=phase, height=0.7)
         left += widths
     axes.set_yticks(range(len(runs)), list(runs))
     axes.invert_yaxis()

@@ -1,4 +1,5 @@
 """The hook that leaves a report."""
+
 from pathlib import Path
 
 from mmengine.dist import master_only
@@ -29,7 +30,7 @@ class ReportHook(Hook):
 
     priority = 'VERY_LOW'  # when the metrics have been logged
 
-    def __init__(self, pictures: int = 6, score_thr: float = .3, iou_thr: float = .5, out: str | None = None):
+    def __init__(self, pictures: int = 6, score_thr: float = 0.3, iou_thr: float = 0.5, out: str | None = None):
         if pictures < 1:
             raise ValueError(f'pictures must be at least 1, got {pictures}')
         for name, value in dict(score_thr=score_thr, iou_thr=iou_thr).items():

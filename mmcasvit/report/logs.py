@@ -1,4 +1,5 @@
 """What the logs of a work directory tell: runs, curves, tables, time. Nothing that they hold is executed."""
+
 import ast
 import json
 import re
@@ -37,6 +38,7 @@ class Run:
         validation: metrics of validations, by step or, in loops of epochs, by epoch.
         test: the metrics of a test, or None.
     """
+
     folder: Path
     environment: str = ''
     config: str = ''
@@ -63,8 +65,10 @@ def read_runs(work_dir: Path) -> list[Run]:
         raise UsageError(f'work directory not found: {work_dir.absolute()}')
     folders = sorted(path for path in work_dir.iterdir() if _STAMP.fullmatch(path.name) and path.is_dir())
     if not folders:
-        raise UsageError(f'{work_dir.absolute()} is no work directory of a training or test: it has no folder of logs '
-                         'named by a time, such as 20260131_120000.')
+        raise UsageError(
+            f'{work_dir.absolute()} is no work directory of a training or test: it has no folder of logs '
+            'named by a time, such as 20260131_120000.'
+        )
     return [read_run(folder) for folder in folders]
 
 
@@ -98,8 +102,9 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in entry.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        name: value for name, value in entry.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def _read_log(run: Run, text: str) -> None:
@@ -178,6 +183,7 @@ class History:
         dropped: names of the runs that were begun anew by a later one, whose curves are left out.
         data_share: share of the time of training that was spent waiting for data, or None.
     """
+
     training: dict[str, tuple[list[int], list[float]]]
     validation: dict[str, tuple[list[int], list[float]]]
     by_epoch: bool
@@ -203,12 +209,14 @@ def join(runs: list[Run]) -> History:
         else:
             resumed = [step for step in resumed if step < iteration] + [iteration]
         training = {step: entry for step, entry in training.items() if step <= iteration} | run.training
-        validation = {step: entry for step, entry in validation.items()
-                      if step <= (epoch if by_epoch else iteration)} | run.validation
+        validation = {
+            step: entry for step, entry in validation.items() if step <= (epoch if by_epoch else iteration)
+        } | run.validation
     waited = sum(entry.get('data_time', 0) for entry in training.values())
     lasted = sum(entry.get('time', 0) for entry in training.values())
-    return History(_columns(training), _columns(validation), by_epoch, resumed, dropped,
-                   waited / lasted if lasted else None)
+    return History(
+        _columns(training), _columns(validation), by_epoch, resumed, dropped, waited / lasted if lasted else None
+    )
 
 
 def _columns(entries: dict[int, dict[str, float]]) -> dict[str, tuple[list[int], list[float]]]:

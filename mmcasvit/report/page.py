@@ -1,4 +1,5 @@
 """One HTML page on a work directory, with its pictures in it."""
+
 import base64
 import json
 import math
@@ -20,7 +21,7 @@ _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_bloc
 _PAIRS = 20  # of confused classes that are listed
 # Where, beside the log of a run, recording.py leaves what an evaluation was like.
 FOLDER, FILE = 'evaluation', 'record.json'
-_PAGE = _ENVIRONMENT.from_string('''<!DOCTYPE html>
+_PAGE = _ENVIRONMENT.from_string("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -212,7 +213,7 @@ logged).{% endif %}</p>
 {% endif %}
 </body>
 </html>
-''')
+""")
 
 
 def write_report(work_dir: Path, out: Path) -> None:
@@ -242,11 +243,20 @@ def report(work_dir: Path) -> str:
     config = last_config(runs)
     values = plain_values(config)
     return _PAGE.render(
-        title=work_dir.resolve().name, work_dir=str(work_dir), version=__version__,
-        written=datetime.now().strftime('%Y-%m-%d %H:%M'), facts=_facts(work_dir, runs, history, values),
-        runs=[_describe(run, values) for run in runs], dropped=history.dropped, config=config,
-        **_curves(history), **_latest_evaluation(runs, history), **_times(runs, history), **_machine(runs),
-        advice=_advice(runs))
+        title=work_dir.resolve().name,
+        work_dir=str(work_dir),
+        version=__version__,
+        written=datetime.now().strftime('%Y-%m-%d %H:%M'),
+        facts=_facts(work_dir, runs, history, values),
+        runs=[_describe(run, values) for run in runs],
+        dropped=history.dropped,
+        config=config,
+        **_curves(history),
+        **_latest_evaluation(runs, history),
+        **_times(runs, history),
+        **_machine(runs),
+        advice=_advice(runs),
+    )
 
 
 def _base64(data: bytes | None) -> str:
@@ -269,6 +279,7 @@ def _duration(seconds: float) -> str:
 
 def _facts(work_dir: Path, runs: list[Run], history: History, config: dict[str, Any]) -> dict[str, str]:
     """The little that a reader wants to know first, of what there is."""
+
     def joined(*parts: Any) -> str:
         return ', '.join(str(part) for part in parts if part not in (None, ''))
 
@@ -282,17 +293,24 @@ def _facts(work_dir: Path, runs: list[Run], history: History, config: dict[str, 
     arch = at(model, 'backbone', 'arch')
     facts = {
         'model': joined(at(model, 'type'), at(heads, 'num_classes') and f'{at(heads, "num_classes")} classes'),
-        'backbone': joined(at(model, 'backbone', 'type'), arch if isinstance(arch, str) else None,
-                           'norms in eval mode' if at(model, 'backbone', 'norm_eval') else ''),
+        'backbone': joined(
+            at(model, 'backbone', 'type'),
+            arch if isinstance(arch, str) else None,
+            'norms in eval mode' if at(model, 'backbone', 'norm_eval') else '',
+        ),
         'weights at the start': at(model, 'backbone', 'init_cfg', 'checkpoint') or at(config, 'load_from'),
         'training data': joined(at(data, 'type'), at(data, 'data_root')),
         'batch': joined(batch and f'{batch} images a process', base and f'recipe for {base} in all'),
-        'optimizer': joined(at(optimizer, 'type'), *(f'{name} {value}' for name, value in (optimizer or {}).items()
-                                                     if name in ('lr', 'weight_decay'))
-                            ) if isinstance(optimizer, dict) else '',
+        'optimizer': joined(
+            at(optimizer, 'type'),
+            *(f'{name} {value}' for name, value in (optimizer or {}).items() if name in ('lr', 'weight_decay')),
+        )
+        if isinstance(optimizer, dict)
+        else '',
         'schedule': joined(*(at(part, 'type') for part in (schedule if isinstance(schedule, list) else [schedule]))),
-        'length': joined(*(f'{value} {name[4:]}' for name in ('max_epochs', 'max_iters')
-                           if (value := at(config, 'train_cfg', name)))),
+        'length': joined(
+            *(f'{value} {name[4:]}' for name in ('max_epochs', 'max_iters') if (value := at(config, 'train_cfg', name)))
+        ),
         'checkpoints': joined(*sorted(path.name for path in work_dir.glob('*.pth'))),
     }
     if history.training.get('loss'):
@@ -306,26 +324,39 @@ def _describe(run: Run, config: dict[str, Any]) -> dict[str, str]:
     if run.reached is not None:
         epoch, number, total = run.reached
         most = at(config, 'train_cfg', 'max_epochs')
-        reached = f'iteration {number} of {total}' if epoch is None else \
-            f'epoch {epoch}{f" of {most}" if most else ""}, batch {number} of {total}'
-    return dict(start=run.start.strftime('%Y-%m-%d %H:%M:%S'), reached=reached,
-                what='training' if run.training else 'test' if run.test is not None else 'neither trained nor tested',
-                resumed=f'epoch {run.resumed[0]}, iteration {run.resumed[1]}' if run.resumed else '',
-                lasted=_duration(sum(run.seconds.values())) if run.seconds else '')
+        reached = (
+            f'iteration {number} of {total}'
+            if epoch is None
+            else f'epoch {epoch}{f" of {most}" if most else ""}, batch {number} of {total}'
+        )
+    return dict(
+        start=run.start.strftime('%Y-%m-%d %H:%M:%S'),
+        reached=reached,
+        what='training' if run.training else 'test' if run.test is not None else 'neither trained nor tested',
+        resumed=f'epoch {run.resumed[0]}, iteration {run.resumed[1]}' if run.resumed else '',
+        lasted=_duration(sum(run.seconds.values())) if run.seconds else '',
+    )
 
 
 def _curves(history: History) -> dict[str, Any]:
     rows = []
     for name, (steps, values) in history.validation.items():
         pairs = [(value, step) for step, value in zip(steps, values) if math.isfinite(value)]
-        high, low = (max(pairs, key=lambda pair: pair[0]), min(pairs, key=lambda pair: pair[0])) if pairs \
+        high, low = (
+            (max(pairs, key=lambda pair: pair[0]), min(pairs, key=lambda pair: pair[0]))
+            if pairs
             else ((None, None), (None, None))
+        )
         rows.append([name, _text(values[-1]), *map(_text, high), *map(_text, low)])
     return dict(
         training=_base64(figures.plot_training(history.training, history.resumed)) if history.training else '',
         validation=_base64(figures.plot_validation(history.validation, history.resumed, history.by_epoch))
-        if history.validation else '',
-        resumed=history.resumed, history=rows, unit_of_steps='epoch' if history.by_epoch else 'iteration')
+        if history.validation
+        else '',
+        resumed=history.resumed,
+        history=rows,
+        unit_of_steps='epoch' if history.by_epoch else 'iteration',
+    )
 
 
 def _latest_evaluation(runs: list[Run], history: History) -> dict[str, Any]:
@@ -360,21 +391,37 @@ def _evaluation(runs: list[Run], history: History, record: dict[str, Any]) -> di
             metrics = {name: values[-1] for name, (_, values) in history.validation.items()}
         header = table[0][1:] if table else []
         rows = [(row[0], [_number(cell) for cell in row[1:]]) for row in table[1]] if table else []
-    metrics = {name: value if value is None or known(name, value) else None for name, value in metrics.items()
-               if name not in ('time', 'data_time')}
+    metrics = {
+        name: value if value is None or known(name, value) else None
+        for name, value in metrics.items()
+        if name not in ('time', 'data_time')
+    }
     # AP is a share, IoU in percent.
-    whole = 1. if header and header[0] not in ('IoU', 'Dice', 'Fscore') else 100.
-    rows = [dict(name=name, cells=[_text(cell) for cell in cells], first=cells[0] if cells else None,
-                 width=round(100 * min(1, max(0, cells[0] / whole)), 1) if cells and cells[0] else 0)
-            for name, cells in rows if header]
+    whole = 1.0 if header and header[0] not in ('IoU', 'Dice', 'Fscore') else 100.0
+    rows = [
+        dict(
+            name=name,
+            cells=[_text(cell) for cell in cells],
+            first=cells[0] if cells else None,
+            width=round(100 * min(1, max(0, cells[0] / whole)), 1) if cells and cells[0] else 0,
+        )
+        for name, cells in rows
+        if header
+    ]
     rows.sort(key=lambda row: -1 if row['first'] is None else row['first'], reverse=True)
     note = ''
     if header:
         note = f'Sorted by {header[0]}{" in percent" if whole == 100 else ""}. A dash: no object or pixel of the class.'
     if header and not record:
         note += ' From the table that the latest evaluation wrote into its log.'
-    return dict(source=source, metrics={name: _text(value) for name, value in metrics.items()}, class_header=header,
-                class_rows=rows, class_note=note, columns=2 if len(rows) > 12 and len(header) < 3 else 1)
+    return dict(
+        source=source,
+        metrics={name: _text(value) for name, value in metrics.items()},
+        class_header=header,
+        class_rows=rows,
+        class_note=note,
+        columns=2 if len(rows) > 12 and len(header) < 3 else 1,
+    )
 
 
 def _number(cell: str) -> float | None:
@@ -397,14 +444,20 @@ def _confusion(record: dict[str, Any]) -> dict[str, Any]:
         wrong[-1] = wrong[:, -1] = 0  # made up or missed, confused with no class
     order = np.argsort(-wrong, axis=None, kind='stable')[:_PAIRS]
     places = [np.unravel_index(place, wrong.shape) for place in order]
-    pairs = [(names[row], names[column], f'{wrong[row, column]:,}', f'{100 * part[row, column]:.1f} %')
-             for row, column in places if wrong[row, column]]
+    pairs = [
+        (names[row], names[column], f'{wrong[row, column]:,}', f'{100 * part[row, column]:.1f} %')
+        for row, column in places
+        if wrong[row, column]
+    ]
     note = 'Rows are true classes and add up to 100 %; the shade is the square root of the share.'
     if boxes:
-        note += (' Detections are assigned to objects one to one, first those of the right class. Row background: '
-                 'detections that belong to no object; column background: objects that were missed.')
-    return dict(confusion=_base64(figures.plot_confusion(matrix, names)), confusion_note=note, pairs=pairs,
-                unit=record['unit'])
+        note += (
+            ' Detections are assigned to objects one to one, first those of the right class. Row background: '
+            'detections that belong to no object; column background: objects that were missed.'
+        )
+    return dict(
+        confusion=_base64(figures.plot_confusion(matrix, names)), confusion_note=note, pairs=pairs, unit=record['unit']
+    )
 
 
 def _images(record: dict[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -415,15 +468,25 @@ def _images(record: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         pictures[kind] = []
         for entry in entries:
             file = folder / Path(entry['file']).name  # not elsewhere, whatever the record says
-            errors = f'{entry["errors"]:,} wrong pixels, {entry["objects"]} classes' if record['unit'] == 'pixels' \
+            errors = (
+                f'{entry["errors"]:,} wrong pixels, {entry["objects"]} classes'
+                if record['unit'] == 'pixels'
                 else f'{entry["errors"]} errors, {entry["objects"]} objects'
-            pictures[kind].append(dict(
-                data=_base64(file.read_bytes()) if file.is_file() else '',
-                caption=f'{Path(entry["path"]).name}: {entry["score"]:.3f} ({errors})'))
+            )
+            pictures[kind].append(
+                dict(
+                    data=_base64(file.read_bytes()) if file.is_file() else '',
+                    caption=f'{Path(entry["path"]).name}: {entry["score"]:.3f} ({errors})',
+                )
+            )
     left_out = record['images'] - len(record['scores'])
     judged = f'{len(record["scores"])} images' + (f', {left_out} without annotations left out.' if left_out else '.')
-    return dict(scores=_base64(figures.plot_scores([score for _, score in record['scores']])), score=record['score'],
-                judged=judged, pictures=pictures)
+    return dict(
+        scores=_base64(figures.plot_scores([score for _, score in record['scores']])),
+        score=record['score'],
+        judged=judged,
+        pictures=pictures,
+    )
 
 
 def _times(runs: list[Run], history: History) -> dict[str, Any]:
@@ -432,23 +495,43 @@ def _times(runs: list[Run], history: History) -> dict[str, Any]:
         return dict(times=[], time_header=[], time_figure='', data_share='')
     phases = list(dict.fromkeys(phase for seconds in lasting.values() for phase in seconds))
     together = {phase: sum(seconds.get(phase, 0) for seconds in lasting.values()) for phase in phases}
-    rows = [[name, *(_duration(seconds[phase]) if phase in seconds else '' for phase in phases),
-             _duration(sum(seconds.values()))] for name, seconds in (lasting | {'all': together}).items()]
-    return dict(times=rows, time_header=[*phases, 'all'], time_figure=_base64(figures.plot_phases(lasting)),
-                data_share=f'{100 * history.data_share:.1f} %' if history.data_share is not None else '')
+    rows = [
+        [
+            name,
+            *(_duration(seconds[phase]) if phase in seconds else '' for phase in phases),
+            _duration(sum(seconds.values())),
+        ]
+        for name, seconds in (lasting | {'all': together}).items()
+    ]
+    return dict(
+        times=rows,
+        time_header=[*phases, 'all'],
+        time_figure=_base64(figures.plot_phases(lasting)),
+        data_share=f'{100 * history.data_share:.1f} %' if history.data_share is not None else '',
+    )
 
 
 def _machine(runs: list[Run]) -> dict[str, str]:
     text = next((run.environment for run in reversed(runs) if run.environment), '')
     lines: Mapping[str, str] = dict(line.strip().partition(': ')[::2] for line in text.splitlines() if ': ' in line)
-    wanted = [name for name in lines if name in ('Python', 'PyTorch', 'GPU number', 'CUDA available')
-              or name.startswith('GPU 0')]
-    return dict(environment=text, environment_summary=', '.join(f'{name} {lines[name]}' for name in wanted)
-                or 'What mmengine says about it')
+    wanted = [
+        name
+        for name in lines
+        if name in ('Python', 'PyTorch', 'GPU number', 'CUDA available') or name.startswith('GPU 0')
+    ]
+    return dict(
+        environment=text,
+        environment_summary=', '.join(f'{name} {lines[name]}' for name in wanted) or 'What mmengine says about it',
+    )
 
 
 def _advice(runs: list[Run]) -> str:
-    what = 'the evaluations here were made without --report, or of data without annotations' \
-        if any(run.test is not None or run.validation for run in runs) else 'nothing has been evaluated'
-    return (f'{what}. tools/test.py CONFIG CHECKPOINT --work-dir THIS_DIRECTORY --report leaves them behind, for '
-            'detectors and segmentors.')
+    what = (
+        'the evaluations here were made without --report, or of data without annotations'
+        if any(run.test is not None or run.validation for run in runs)
+        else 'nothing has been evaluated'
+    )
+    return (
+        f'{what}. tools/test.py CONFIG CHECKPOINT --work-dir THIS_DIRECTORY --report leaves them behind, for '
+        'detectors and segmentors.'
+    )

@@ -2,6 +2,7 @@
 
 Of every image a score and a few counts are kept; of the best and the worst also the prediction, to be drawn at the end.
 """
+
 import bisect
 import functools
 import json
@@ -66,6 +67,7 @@ def judge_boxes(sample: dict[str, Any], classes: int, score_thr: float, iou_thr:
         classes: how many; index ``classes`` stands for the background.
     """
     from mmdet.structures.bbox import bbox_overlaps
+
     predicted, objects = sample['pred_instances'], sample['gt_instances']
     order = torch.argsort(predicted['scores'], descending=True, stable=True).cpu()
     order = order[predicted['scores'].cpu()[order] >= score_thr]
@@ -76,7 +78,7 @@ def judge_boxes(sample: dict[str, Any], classes: int, score_thr: float, iou_thr:
     unmatched = sorted(set(range(len(found))) - {j for _, j in pairs})
     ignored = _boxes(sample.get('ignored_instances') or {})
     if len(ignored) and unmatched:
-        inside = bbox_overlaps(boxes[unmatched], ignored, mode='iof').max(1).values >= .5
+        inside = bbox_overlaps(boxes[unmatched], ignored, mode='iof').max(1).values >= 0.5
         unmatched = [j for j, skip in zip(unmatched, inside.tolist()) if not skip]
     missed = sorted(set(range(len(truth))) - {i for i, _ in pairs})
     right = sum(i == j for i, j in cells)
@@ -84,8 +86,12 @@ def judge_boxes(sample: dict[str, Any], classes: int, score_thr: float, iou_thr:
     errors = len(unmatched) + len(missed) + 2 * wrong  # an object named wrongly is missed and something else made up
     cells += [(classes, int(found[j])) for j in unmatched] + [(int(truth[i]), classes) for i in missed]
     rows, columns = np.array(cells, int).reshape(-1, 2).T
-    return dict(score=2 * right / (2 * right + errors) if right or errors else 1., errors=errors, objects=len(truth),
-                counts=_sparse(rows, columns, classes + 1))
+    return dict(
+        score=2 * right / (2 * right + errors) if right or errors else 1.0,
+        errors=errors,
+        objects=len(truth),
+        counts=_sparse(rows, columns, classes + 1),
+    )
 
 
 def _boxes(instances: dict[str, Any]) -> torch.Tensor:
@@ -115,8 +121,12 @@ def judge_map(sample: dict[str, Any], classes: int, ignore_index: int) -> dict[s
     counts = _sparse(truth, found, classes)
     matrix = dense([counts], classes)
     right, union = np.diag(matrix), matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-    return dict(score=float((right[union > 0] / union[union > 0]).mean()), errors=int(matrix.sum() - right.sum()),
-                objects=len(np.unique(truth)), counts=counts)
+    return dict(
+        score=float((right[union > 0] / union[union > 0]).mean()),
+        errors=int(matrix.sum() - right.sum()),
+        objects=len(np.unique(truth)),
+        counts=counts,
+    )
 
 
 def _sparse(rows: np.ndarray, columns: np.ndarray, size: int) -> list[list[int]]:
@@ -143,6 +153,7 @@ class ImageCollector(BaseMetric):
         iou_thr: the IoU from which a box counts for an object.
         ignore_index: of pixels without a class.
     """
+
     default_prefix = 'report'
 
     def __init__(self, pictures: int, score_thr: float, iou_thr: float, ignore_index: int = 255):
@@ -229,8 +240,14 @@ def watch_classes(metric: BaseMetric) -> None:
     metric.compute_metrics = compute_each
 
 
-def write_record(folder: Path, images: list[dict], collector: ImageCollector, metrics: dict[str, float],
-                 per_class: dict[str, list[float]], source: str) -> None:
+def write_record(
+    folder: Path,
+    images: list[dict],
+    collector: ImageCollector,
+    metrics: dict[str, float],
+    per_class: dict[str, list[float]],
+    source: str,
+) -> None:
     """Writes ``record.json`` and the pictures beside it.
 
     Args:
@@ -259,17 +276,31 @@ def write_record(folder: Path, images: list[dict], collector: ImageCollector, me
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     record = dict(
-        source=source, classes=classes, unit=unit, metrics={name: _number(value) for name, value in metrics.items()},
+        source=source,
+        classes=classes,
+        unit=unit,
+        metrics={name: _number(value) for name, value in metrics.items()},
         per_class={name: [_number(value) for value in values] for name, values in per_class.items()},
-        confusion=_sparse_matrix(matrix), score=score, images=len(images),
-        scores=[[image['path'], image['score']] for image in judged], pictures={})
+        confusion=_sparse_matrix(matrix),
+        score=score,
+        images=len(images),
+        scores=[[image['path'], image['score']] for image in judged],
+        pictures={},
+    )
     for kind, entries in shown.items():
         record['pictures'][kind] = []
         for place, image in enumerate(entries, 1):
             file = f'{kind}-{place}.jpg'
             draw(image, meta, folder / file)
-            record['pictures'][kind].append(dict(file=file, path=image['path'], score=image['score'],
-                                                 errors=image['errors'], objects=image['objects']))
+            record['pictures'][kind].append(
+                dict(
+                    file=file,
+                    path=image['path'],
+                    score=image['score'],
+                    errors=image['errors'],
+                    objects=image['objects'],
+                )
+            )
     (folder / FILE).write_text(json.dumps(record))
 
 
@@ -286,8 +317,10 @@ def _sparse_matrix(matrix: np.ndarray) -> list[list[int]]:
 def iou_per_class(matrix: np.ndarray) -> dict[str, list[float]]:
     """IoU and accuracy of each class in percent, by mmseg's own formulas."""
     from mmseg.evaluation import IoUMetric
-    right, found, truth = (torch.from_numpy(part).double() for part in
-                           (np.diag(matrix).copy(), matrix.sum(0), matrix.sum(1)))
+
+    right, found, truth = (
+        torch.from_numpy(part).double() for part in (np.diag(matrix).copy(), matrix.sum(0), matrix.sum(1))
+    )
     metrics = IoUMetric.total_area_to_metrics(right, found + truth - right, found, truth, ['mIoU'])
     return {name: (metrics[name] * 100).tolist() for name in ('IoU', 'Acc')}
 
@@ -296,16 +329,19 @@ def iou_per_class(matrix: np.ndarray) -> dict[str, list[float]]:
 def draw(image: dict[str, Any], meta: dict[str, Any], file: Path) -> None:
     """Ground truth at the left and prediction at the right, drawn by mmdet's or mmseg's visualizer."""
     import mmcv
+
     kept, photo = image['sample'], mmcv.imread(image['path'], channel_order='rgb')
     if 'gt_sem_seg' in kept:
         from mmseg.structures import SegDataSample
         from mmseg.visualization import SegLocalVisualizer
-        visualizer, sample, options = SegLocalVisualizer(name='report', alpha=.6), SegDataSample(), {}
+
+        visualizer, sample, options = SegLocalVisualizer(name='report', alpha=0.6), SegDataSample(), {}
         for name in ('gt_sem_seg', 'pred_sem_seg'):
             setattr(sample, name, PixelData(data=torch.from_numpy(kept[name].astype(np.int64))[None]))
     else:
         from mmdet.structures import DetDataSample
         from mmdet.visualization import DetLocalVisualizer
+
         # Boxes with low scores have been left out before.
         visualizer, sample, options = DetLocalVisualizer(name='report'), DetDataSample(), dict(pred_score_thr=-1)
         for name in ('gt_instances', 'pred_instances'):

@@ -1,4 +1,5 @@
 """Uploaded images, read within limits."""
+
 import io
 
 import cv2
@@ -32,17 +33,24 @@ def read_picture(data: bytes, max_pixels: int, color_type: str = 'color', backen
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as file:
             if file.width * file.height > max_pixels:
-                raise Refused(413, f'the picture has {file.width}x{file.height} pixels, and this server takes at most '
-                                   f'{max_pixels} in all: scale it down.')
+                raise Refused(
+                    413,
+                    f'the picture has {file.width}x{file.height} pixels, and this server takes at most '
+                    f'{max_pixels} in all: scale it down.',
+                )
             file.load()  # to its end: OpenCV fills what is missing of a cut-off one with grey, and says nothing
     except Refused:
         raise
     except UnidentifiedImageError as error:
-        raise Refused(415, 'this is no image, or none of a format that is read here, whatever its name says: send '
-                           f'{", ".join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}.') from error
+        raise Refused(
+            415,
+            'this is no image, or none of a format that is read here, whatever its name says: send '
+            f'{", ".join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}.',
+        ) from error
     except Image.DecompressionBombError as error:
-        raise Refused(413, f'the picture has too many pixels, and this server takes at most {max_pixels}: scale it '
-                           'down.') from error
+        raise Refused(
+            413, f'the picture has too many pixels, and this server takes at most {max_pixels}: scale it down.'
+        ) from error
     except Exception as error:  # decoders raise nearly anything
         raise Refused(422, f'the image is damaged: {error}. Send a file that other programs open.') from error
     try:

@@ -1,4 +1,5 @@
 """Sends pictures to a server from several clients at once, and measures how long the answers take."""
+
 import asyncio
 import importlib.util
 import itertools
@@ -33,16 +34,20 @@ class Load:
         batches: with how many pictures each of these was computed, as the server says.
         errors: how many requests ended otherwise, by status or by name of the exception.
     """
+
     concurrency: int
-    seconds: float = 0.
+    seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     errors: Counter = field(default_factory=Counter)
 
     def row(self) -> dict[str, object]:
         """For a table."""
-        row = dict(clients=self.concurrency, answers=len(self.latencies),
-                   errors=', '.join(f'{count} x {name}' for name, count in self.errors.items()) or 0)
+        row = dict(
+            clients=self.concurrency,
+            answers=len(self.latencies),
+            errors=', '.join(f'{count} x {name}' for name, count in self.errors.items()) or 0,
+        )
         if not self.latencies:
             return row
         row['answers a second'] = len(self.latencies) / self.seconds
@@ -82,8 +87,9 @@ async def send_load(client, images: Sequence[tuple[str, bytes]], concurrency: in
     return load
 
 
-async def measure_server(url: str, images: Sequence[tuple[str, bytes]], concurrencies: Sequence[int], requests: int,
-                         timeout: float) -> list[Load]:
+async def measure_server(
+    url: str, images: Sequence[tuple[str, bytes]], concurrencies: Sequence[int], requests: int, timeout: float
+) -> list[Load]:
     """Tests a server with one number of clients after the other, each after a few requests that do not count.
 
     Raises:
@@ -91,6 +97,7 @@ async def measure_server(url: str, images: Sequence[tuple[str, bytes]], concurre
     """
     check_client()
     import httpx
+
     limits = httpx.Limits(max_connections=None)
     try:
         client = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits)
@@ -102,8 +109,10 @@ async def measure_server(url: str, images: Sequence[tuple[str, bytes]], concurre
         except httpx.HTTPError as error:
             raise UsageError(f'no answer from {url}: {error}. Start tools/serve.py, or give its address.') from error
         if first.status_code != 200 or 'X-Batch-Size' not in first.headers:
-            raise UsageError(f'{url} is no tools/serve.py or does not take {images[0][0]}: it answered with '
-                             f'{first.status_code}: {first.text[:500]}')
+            raise UsageError(
+                f'{url} is no tools/serve.py or does not take {images[0][0]}: it answered with '
+                f'{first.status_code}: {first.text[:500]}'
+            )
         loads = []
         for concurrency in concurrencies:
             await send_load(client, images, concurrency, 2 * concurrency)

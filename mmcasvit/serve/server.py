@@ -1,4 +1,5 @@
 """A server that predicts on uploaded pictures with an exported model, those of one size in one batch."""
+
 import asyncio
 import importlib.util
 import io
@@ -53,6 +54,7 @@ class Limits:
         max_pixels: of a picture, by its header.
         timeout: seconds for an upload, and again for the answer.
     """
+
     max_batch: int = 8
     max_delay_ms: float = 5
     max_waiting: int = 64
@@ -66,8 +68,10 @@ class Limits:
         if self.max_delay_ms < 0 or self.timeout <= 0:
             raise UsageError('the delay must be at least 0 and the timeout above 0.')
         if self.max_pixels > Image.MAX_IMAGE_PIXELS:
-            raise UsageError(f'Pillow takes pictures of more than {Image.MAX_IMAGE_PIXELS} pixels for an attack: '
-                             f'max_pixels must be at most that, got {self.max_pixels}.')
+            raise UsageError(
+                f'Pillow takes pictures of more than {Image.MAX_IMAGE_PIXELS} pixels for an attack: '
+                f'max_pixels must be at most that, got {self.max_pixels}.'
+            )
 
 
 class Predictor:
@@ -88,8 +92,9 @@ class Predictor:
 
     def __init__(self, exported: Exported, cfg: Config, max_pixels: int = Limits.max_pixels):
         if exported.signature.what == 'backbone':
-            raise UsageError(f'{exported.path} holds a backbone, which predicts nothing: export the whole model, '
-                             '--what model.')
+            raise UsageError(
+                f'{exported.path} holds a backbone, which predicts nothing: export the whole model, --what model.'
+            )
         model = get_model(cfg)
         model.backbone = None  # computes nothing here
         self.exported, self.max_pixels = exported, max_pixels
@@ -97,8 +102,9 @@ class Predictor:
         self.model = substitute(model, exported)
         load, *steps = picture_pipeline(cfg, exported.signature)
         if not load['type'].endswith('LoadImageFromFile'):
-            raise UsageError(f'the test pipeline of the config starts with {load["type"]}: only LoadImageFromFile can '
-                             'be served.')
+            raise UsageError(
+                f'the test pipeline of the config starts with {load["type"]}: only LoadImageFromFile can be served.'
+            )
         options = {name: value for name, value in load.items() if name not in ('type', 'backend_args')}
         self.decoding = (options.get('color_type', 'color'), options.get('imdecode_backend'))
         self.pipeline = Compose([dict(options, type='LoadImageFromNDArray'), *steps])
@@ -130,8 +136,11 @@ class Predictor:
             return self.pipeline(dict(img=picture))
         except (cv2.error, ZeroDivisionError) as error:
             height, width = picture.shape[:2]
-            raise Refused(422, f'a picture of {width}x{height} pixels cannot be scaled to what the model takes: send '
-                               'one that is less narrow.') from error
+            raise Refused(
+                422,
+                f'a picture of {width}x{height} pixels cannot be scaled to what the model takes: send '
+                'one that is less narrow.',
+            ) from error
 
     def group(self, prepared: dict) -> Hashable:
         """The same for pictures that can run together."""
@@ -143,8 +152,9 @@ class Predictor:
     @torch.inference_mode()
     def predict(self, batch: Sequence[dict]) -> list[BaseDataElement]:
         """Predicts on pictures of one group; what comes out is what mmdet's or mmseg's ``test_step`` gives."""
-        return self.model.test_step(dict(inputs=[one['inputs'] for one in batch],
-                                         data_samples=[one['data_samples'] for one in batch]))
+        return self.model.test_step(
+            dict(inputs=[one['inputs'] for one in batch], data_samples=[one['data_samples'] for one in batch])
+        )
 
     def found(self, sample: BaseDataElement, min_score: float) -> dict:
         """The detections of one picture as they go into JSON; masks are run-length codes of COCO."""
@@ -152,9 +162,11 @@ class Predictor:
         height, width = sample.ori_shape[:2]
         detections = [
             dict(label=label, name=self.classes[label] if self.classes else None, score=score, box=box)
-            for label, score, box in zip(*(instances[key].tolist() for key in ('labels', 'scores', 'bboxes')))]
+            for label, score, box in zip(*(instances[key].tolist() for key in ('labels', 'scores', 'bboxes')))
+        ]
         if 'masks' in instances:
             from mmdet.structures.mask import encode_mask_results
+
             for detection, code in zip(detections, encode_mask_results(instances.masks.numpy())):
                 detection['mask'] = dict(size=code['size'], counts=code['counts'].decode())
         return dict(width=width, height=height, detections=detections)
@@ -255,11 +267,14 @@ class Batcher:
     async def _compute(self, group: list[_Waiting]) -> None:
         try:
             results = await asyncio.get_running_loop().run_in_executor(
-                self.thread, self.run, [one.picture for one in group])
+                self.thread, self.run, [one.picture for one in group]
+            )
         except Exception:
             logger.exception('a batch of %d failed', len(group))
-            failure = Refused(500, 'the model failed on this picture or on one that was computed with it; the log of '
-                                   'the server says why.')
+            failure = Refused(
+                500,
+                'the model failed on this picture or on one that was computed with it; the log of the server says why.',
+            )
             for one in group:
                 if not one.answer.done():
                     one.answer.set_exception(failure)
@@ -279,6 +294,7 @@ class _BoundedBody:
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
         from fastapi import HTTPException  # FastAPI passes on this one alone while it reads a form
+
         announced = int(dict(scope['headers']).get(b'content-length', 0))
         received, more = 0, True
         clock = asyncio.get_running_loop().time
@@ -353,8 +369,10 @@ def create_app(predictor: Predictor, limits: Limits | None = None):
     @app.exception_handler(RequestValidationError)
     async def explain(request: fastapi.Request, error: RequestValidationError) -> JSONResponse:
         wrong = '; '.join(f'{".".join(map(str, one["loc"]))}: {one["msg"]}' for one in error.errors())
-        return JSONResponse(dict(detail=f'{wrong}. Send the file as the field "image" of a multipart form: '
-                                        'curl -F image=@picture.jpg'), 422)
+        return JSONResponse(
+            dict(detail=f'{wrong}. Send the file as the field "image" of a multipart form: curl -F image=@picture.jpg'),
+            422,
+        )
 
     @app.get('/health')
     async def health() -> Response:
@@ -366,8 +384,12 @@ def create_app(predictor: Predictor, limits: Limits | None = None):
     @app.get('/metadata')
     async def metadata() -> dict:
         """What the exported file says of itself, the names of the classes, and what is taken."""
-        return dict(file=predictor.exported.path.name, **asdict(signature), classes=predictor.classes,
-                    limits=asdict(replace(limits, max_pixels=predictor.max_pixels)))
+        return dict(
+            file=predictor.exported.path.name,
+            **asdict(signature),
+            classes=predictor.classes,
+            limits=asdict(replace(limits, max_pixels=predictor.max_pixels)),
+        )
 
     async def answer(image: fastapi.UploadFile, min_score: float) -> Response:
         loop, helpers = asyncio.get_running_loop(), app.state.helpers

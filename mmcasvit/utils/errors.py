@@ -1,7 +1,6 @@
 """Every exception class of the package; raising one imports nothing heavy."""
 
 
-
 class UsageError(Exception):
     """Wrong input; the message says what was wrong and what would be right."""
 

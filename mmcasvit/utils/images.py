@@ -1,4 +1,5 @@
 """Image files that a user names: found, and read to their end before a run."""
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def check_images(images: Sequence[str]) -> None:
     for image in images:
         other = names.setdefault(Path(image).stem, image)
         if other != image:
-            raise UsageError(f'{other} and {image} have the same name, and so would their predictions. Put them into '
-                             'different folders.')
+            raise UsageError(
+                f'{other} and {image} have the same name, and so would their predictions. Put them into '
+                'different folders.'
+            )
         try:
             with Image.open(image) as file:
                 file.load()

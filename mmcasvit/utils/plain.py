@@ -1,4 +1,5 @@
 """Plain copies of nested data."""
+
 from typing import Any
 
 import numpy as np

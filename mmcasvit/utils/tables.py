@@ -1,4 +1,5 @@
 """Tables of rows: Markdown, CSV and JSON."""
+
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence

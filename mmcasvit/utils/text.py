@@ -1,4 +1,5 @@
 """Text for messages."""
+
 from collections.abc import Iterable
 
 

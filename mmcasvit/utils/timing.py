@@ -1,4 +1,5 @@
 """Timing that favours nobody: all variants take turns, next to the machine's own limits measured in the same run."""
+
 import math
 import os
 import platform
@@ -24,6 +25,7 @@ _COPY_BYTES = dict(cpu=96 * 2**20, cuda=2**30)
 @dataclass(frozen=True)
 class Spread:
     """Median and quartiles of some samples."""
+
     median: float
     low: float
     high: float
@@ -53,8 +55,9 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def interleave(runs: Mapping[Hashable, Callable[[], float]], rounds: int,
-               after_round: Callable[[int], None] = lambda done: None) -> dict[Hashable, list[float]]:
+def interleave(
+    runs: Mapping[Hashable, Callable[[], float]], rounds: int, after_round: Callable[[int], None] = lambda done: None
+) -> dict[Hashable, list[float]]:
     """Calls every run once a round, so that noise of the machine hits all alike.
 
     Every other round goes backwards: who follows whom differs then, and a machine that drifts within a round favours
@@ -67,7 +70,7 @@ def interleave(runs: Mapping[Hashable, Callable[[], float]], rounds: int,
     """
     samples = {key: [] for key in runs}
     for done in range(rounds):
-        for key in (runs if done % 2 == 0 else reversed(runs)):
+        for key in runs if done % 2 == 0 else reversed(runs):
             samples[key].append(runs[key]())
         after_round(done + 1)
     return samples
@@ -106,8 +109,15 @@ class Timer:
             machine; with one thread it is on an idle machine the same as the time on the wall.
     """
 
-    def __init__(self, run: Callable[[], object], device: str, threads: int, warmup: int = 2,
-                 least_seconds: float = .02, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        run: Callable[[], object],
+        device: str,
+        threads: int,
+        warmup: int = 2,
+        least_seconds: float = 0.02,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self.run, self.device, self.threads, self.clock = run, device, threads, clock
         with use_threads(threads):
             for _ in range(max(1, warmup)):
@@ -142,6 +152,7 @@ class Limit:
     Attributes:
         amount: of one pass, multiply-adds of the matrix multiplication, bytes read and written of the copy.
     """
+
     run: Callable[[], Tensor]
     amount: float
 
@@ -161,7 +172,7 @@ def copy_limit(device: str) -> Limit:
     """A copy of a block larger than the caches; every byte is read once and written once."""
     source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return Limit(lambda: target.copy_(source), 2. * _COPY_BYTES[device])
+    return Limit(lambda: target.copy_(source), 2.0 * _COPY_BYTES[device])
 
 
 def machine(devices: Sequence[str]) -> str:
@@ -170,8 +181,10 @@ def machine(devices: Sequence[str]) -> str:
     if os.path.exists('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as file:
             name = next((line.split(':', 1)[1].strip() for line in file if line.startswith('model name')), name)
-    parts = [f'{len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()} CPU cores '
-             f'({name}, {torch.backends.cpu.get_cpu_capability()})']
+    parts = [
+        f'{len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()} CPU cores '
+        f'({name}, {torch.backends.cpu.get_cpu_capability()})'
+    ]
     if 'cuda' in devices:
         parts.append(torch.cuda.get_device_name())
     return ', '.join([*parts, f'PyTorch {torch.__version__}'])

@@ -2,6 +2,7 @@
 
 Nothing here knows the page. The file reads: choosing, the picture, predicting and drawing, looking inside, latency.
 """
+
 import io
 import os
 import tempfile
@@ -69,8 +70,10 @@ def confine(path: str, folders: Sequence[Path]) -> Path:
     try:
         file = Path(path).resolve()
         if not any(file.is_relative_to(folder.resolve()) for folder in folders):
-            raise UsageError(f'{path} lies outside of the folders that were opened to this page: '
-                             f'{", ".join(map(str, folders))}. Start tools/explore.py with its folder.')
+            raise UsageError(
+                f'{path} lies outside of the folders that were opened to this page: '
+                f'{", ".join(map(str, folders))}. Start tools/explore.py with its folder.'
+            )
         if not file.is_file():
             raise UsageError(f'file not found: {path}')
     except (OSError, ValueError, RuntimeError) as error:  # names too long or with zeros in them, links in circles
@@ -107,13 +110,17 @@ def load_model(config: str, checkpoint: str, device: str | torch.device = 'cpu')
     with _ALONE:
         cfg = get_config(config)
         if cfg.default_scope not in SHOWN:
-            raise UsageError(f'{config} is the config of a classifier ({cfg.default_scope}); this page shows '
-                             f'{" and ".join(f"{kind}s" for kind in SHOWN.values())}. For classifiers there is '
-                             'tools/infer.py.')
+            raise UsageError(
+                f'{config} is the config of a classifier ({cfg.default_scope}); this page shows '
+                f'{" and ".join(f"{kind}s" for kind in SHOWN.values())}. For classifiers there is '
+                'tools/infer.py.'
+            )
         model = get_model(cfg, checkpoint, device)
         if not model.dataset_meta.get('classes'):
-            raise UsageError(f'neither {checkpoint} nor {config} says what the classes are called: add '
-                             'metainfo=dict(classes=(...)) to the data set of its test_dataloader.')
+            raise UsageError(
+                f'neither {checkpoint} nor {config} says what the classes are called: add '
+                'metainfo=dict(classes=(...)) to the data set of its test_dataloader.'
+            )
         return model
 
 
@@ -142,8 +149,11 @@ def read_upload(content: bytes | None) -> np.ndarray:
 @contextmanager
 def _at_work(model: nn.Module, picture: np.ndarray) -> Iterator[Path]:
     """A file of the picture for the pipeline of the model. Its scope is the default one, and nobody else computes."""
-    with (_ALONE, DefaultScope.overwrite_default_scope(model.cfg.default_scope),
-          tempfile.TemporaryDirectory(prefix='mmcasvit-') as folder):
+    with (
+        _ALONE,
+        DefaultScope.overwrite_default_scope(model.cfg.default_scope),
+        tempfile.TemporaryDirectory(prefix='mmcasvit-') as folder,
+    ):
         file = Path(folder, 'picture.png')
         mmcv.imwrite(picture[..., ::-1], str(file))
         yield file
@@ -158,6 +168,7 @@ class Prediction:
         sample: the framework's, on the CPU.
         confidence: ``(H, W)``, a segmentor's probability of the class that it gives each pixel; None of detectors.
     """
+
     picture: np.ndarray
     sample: BaseDataElement
     confidence: np.ndarray | None = None
@@ -243,13 +254,21 @@ def list_found(model: nn.Module, prediction: Prediction, score_thr: float) -> li
         labels = prediction.sample.pred_sem_seg.data[0].numpy()
         sure = prediction.confidence > score_thr
         shares = [(float((sure & (labels == label)).mean()), name) for label, name in enumerate(names)]
-        return [{'class': name, 'share of the pixels, %': round(100 * share, 1)}
-                for share, name in sorted(shares, reverse=True) if share]
+        return [
+            {'class': name, 'share of the pixels, %': round(100 * share, 1)}
+            for share, name in sorted(shares, reverse=True)
+            if share
+        ]
     found = prediction.sample.pred_instances
     found = found[found.scores > score_thr]
-    return [{'class': names[label], 'score': round(score, 3), **dict(zip(('left', 'top', 'right', 'bottom'),
-                                                                        (round(side, 1) for side in box)))}
-            for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())]
+    return [
+        {
+            'class': names[label],
+            'score': round(score, 3),
+            **dict(zip(('left', 'top', 'right', 'bottom'), (round(side, 1) for side in box))),
+        }
+        for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())
+    ]
 
 
 def legend(model: nn.Module) -> dict[str, str]:
@@ -257,8 +276,10 @@ def legend(model: nn.Module) -> dict[str, str]:
     palette = model.dataset_meta.get('palette')
     if not isinstance(palette, (list, tuple)):
         return {}
-    return {name: '#{:02x}{:02x}{:02x}'.format(*map(int, color))
-            for name, color in zip(model.dataset_meta['classes'], palette)}
+    return {
+        name: '#{:02x}{:02x}{:02x}'.format(*map(int, color))
+        for name, color in zip(model.dataset_meta['classes'], palette)
+    }
 
 
 def seen(model: nn.Module, picture: np.ndarray, category: str | None, score_thr: float, method: str) -> bytes:
@@ -274,7 +295,7 @@ def seen(model: nn.Module, picture: np.ndarray, category: str | None, score_thr:
     figure = io.BytesIO()
     with _at_work(model, picture) as file:
         # Of log-odds there are none at 0 and 1, where the page's threshold can be.
-        draw(look_at(model, file, category, min(max(score_thr, .01), .99), method), figure)
+        draw(look_at(model, file, category, min(max(score_thr, 0.01), 0.99), method), figure)
     return figure.getvalue()
 
 
@@ -293,12 +314,25 @@ def measure(model: nn.Module, picture: np.ndarray, rounds: int) -> list[dict]:
         if any(isinstance(part, CASViT) for part in model.modules()):
             forms['deploy'] = deploy(model)
         data = batch_of(model, file)
-        timers = {name: Timer(lambda form=form: form(**data, mode='predict'), data['inputs'].device.type,
-                              torch.get_num_threads(), least_seconds=0) for name, form in forms.items()}
+        timers = {
+            name: Timer(
+                lambda form=form: form(**data, mode='predict'),
+                data['inputs'].device.type,
+                torch.get_num_threads(),
+                least_seconds=0,
+            )
+            for name, form in forms.items()
+        }
         samples = interleave(timers, rounds)
     rows = []
     for name, seconds in samples.items():
         took = spread([1000 * second for second in seconds])
-        rows.append({'form': name, 'median, ms': round(took.median, 1), 'quartiles, ms':
-                     f'{took.low:.1f} to {took.high:.1f}', 'images per second': round(1000 / took.median, 1)})
+        rows.append(
+            {
+                'form': name,
+                'median, ms': round(took.median, 1),
+                'quartiles, ms': f'{took.low:.1f} to {took.high:.1f}',
+                'images per second': round(1000 / took.median, 1),
+            }
+        )
     return rows

@@ -3,6 +3,7 @@
 The file reads: what is recorded of a backbone, gradients towards the input and towards the stages, the model around it,
 the figure.
 """
+
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class Stage:
         receptive_field: ``(H_in, W_in)``, how much each pixel of the input moves the middle of the output.
         activation: ``(H, W)``, what speaks for a class, or None.
     """
+
     stride: int
     output: Tensor
     context: Tensor
@@ -51,8 +53,10 @@ class Stage:
 def recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """A dict that is filled with the output of each module whenever it is called inside."""
     outputs = {}
-    handles = [module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
-               for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+        for name, module in modules.items()
+    ]
     try:
         yield outputs
     finally:
@@ -71,8 +75,11 @@ def _parts(stage: nn.Module) -> dict[str, nn.Module]:
     parts = dict(output=stage, context=mixer.dwc if isinstance(mixer, AdditiveTokenMixer) else mixer)
     if isinstance(mixer, AdditiveTokenMixer):
         for letter, gates in (('q', mixer.oper_q), ('k', mixer.oper_k)):
-            parts |= {f'{letter} {type(gate).__name__}': gate.block[-1] for gate in gates
-                      if isinstance(gate, (SpatialGate, ChannelGate))}
+            parts |= {
+                f'{letter} {type(gate).__name__}': gate.block[-1]
+                for gate in gates
+                if isinstance(gate, (SpatialGate, ChannelGate))
+            }
     return parts
 
 
@@ -83,20 +90,27 @@ def look_inside(backbone: CASViT, x: Tensor) -> list[Stage]:
         backbone: in eval mode.
         x: ``(1, in_channels, H, W)``.
     """
-    parts = {f'{i} {name}': module for i, stage in enumerate(stages_of(backbone))
-             for name, module in _parts(stage).items()}
+    parts = {
+        f'{i} {name}': module for i, stage in enumerate(stages_of(backbone)) for name, module in _parts(stage).items()
+    }
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad(), recorded(parts) as outputs:
         backbone(x)
     stages = []
     for i in range(len(stages_of(backbone))):
-        found = {name.partition(' ')[2]: output[0].detach() for name, output in outputs.items()
-                 if name.startswith(f'{i} ')}
-        stages.append(Stage(
-            backbone.strides[i], found['output'], found['context'],
-            {name[0]: gate[0] for name, gate in found.items() if name.endswith('SpatialGate')},
-            {name[0]: gate[:, 0, 0] for name, gate in found.items() if name.endswith('ChannelGate')},
-            receptive_field(x, outputs[f'{i} output'])))
+        found = {
+            name.partition(' ')[2]: output[0].detach() for name, output in outputs.items() if name.startswith(f'{i} ')
+        }
+        stages.append(
+            Stage(
+                backbone.strides[i],
+                found['output'],
+                found['context'],
+                {name[0]: gate[0] for name, gate in found.items() if name.endswith('SpatialGate')},
+                {name[0]: gate[:, 0, 0] for name, gate in found.items() if name.endswith('ChannelGate')},
+                receptive_field(x, outputs[f'{i} output']),
+            )
+        )
     return stages
 
 
@@ -109,7 +123,7 @@ def receptive_field(x: Tensor, output: Tensor) -> Tensor:
     Shape: ``(1, C_in, H_in, W_in)`` and ``(1, C, H, W)`` to ``(H_in, W_in)``.
     """
     middle = output[0, :, output.shape[2] // 2, output.shape[3] // 2].sum()
-    gradient, = torch.autograd.grad(middle, x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(middle, x, retain_graph=True)
     return gradient[0].abs().sum(0)
 
 
@@ -121,8 +135,8 @@ def half_radius(field: Tensor, stride: int) -> float:
         stride: of the map whose middle it belongs to.
     """
     height, width = field.shape
-    y, x = torch.meshgrid(torch.arange(height) + .5, torch.arange(width) + .5, indexing='ij')
-    middle = [(-(-side // stride) // 2 + .5) * stride for side in (height, width)]
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing='ij')
+    middle = [(-(-side // stride) // 2 + 0.5) * stride for side in (height, width)]
     distance = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2).sqrt().flatten()
     order = distance.argsort()
     held = field.cpu().flatten()[order].double().cumsum(0)
@@ -161,6 +175,7 @@ class Sight:
             scores from which a gradient leads back.
         method: of these maps.
     """
+
     image: np.ndarray
     prediction: np.ndarray
     stages: list[Stage]
@@ -168,8 +183,9 @@ class Sight:
     method: str
 
 
-def look_at(model: nn.Module, image: str | Path, category: str | None = None, score_thr: float = .3,
-            method: str = 'HiResCAM') -> Sight:
+def look_at(
+    model: nn.Module, image: str | Path, category: str | None = None, score_thr: float = 0.3, method: str = 'HiResCAM'
+) -> Sight:
     """Records what a detector or segmentor sees in an image.
 
     The activation maps explain the log-odds of a detector's boxes of one class, of those from ``score_thr`` on or else
@@ -197,27 +213,33 @@ def look_at(model: nn.Module, image: str | Path, category: str | None = None, sc
         score, label = _score(model, scope, data, names.index(category) if category else None, score_thr)
     stages = look_inside(backbone, data['inputs'])
     if score is not None:
-        for stage, activation in zip(stages, activation_maps(score, [outputs[name] for name in maps],
-                                                            method)):
+        for stage, activation in zip(stages, activation_maps(score, [outputs[name] for name in maps], method)):
             stage.activation = activation
     with torch.no_grad():
         sample = model(**batch_of(model, image), mode='predict')[0]
     pixels = mmcv.imread(str(image), channel_order='rgb')
     height, width = sample.img_shape[:2]
     shown = mmcv.impad(mmcv.imresize(pixels, (width, height)), shape=tuple(data['inputs'].shape[2:]))
-    return Sight(shown, draw_prediction(model, pixels, sample, score_thr), stages,
-                 names[label] if score is not None else '', method)
+    return Sight(
+        shown,
+        draw_prediction(model, pixels, sample, score_thr),
+        stages,
+        names[label] if score is not None else '',
+        method,
+    )
 
 
 def batch_of(model: nn.Module, image: str | Path) -> dict:
     """The file of an image as the model takes it, by the pipeline of its config, wherever the file lies."""
-    steps = [step for step in next(leaf_datasets(model.cfg.test_dataloader.dataset)).pipeline
-             if 'Annotations' not in step['type'] and step['type'] != 'mmcasvit.StayInFolders']
+    steps = [
+        step
+        for step in next(leaf_datasets(model.cfg.test_dataloader.dataset)).pipeline
+        if 'Annotations' not in step['type'] and step['type'] != 'mmcasvit.StayInFolders'
+    ]
     return model.data_preprocessor(pseudo_collate([Compose(steps)(dict(img_path=str(image), img_id=0))]), False)
 
 
-def _score(model: nn.Module, scope: str, data: dict, label: int | None,
-           score_thr: float) -> tuple[Tensor | None, int]:
+def _score(model: nn.Module, scope: str, data: dict, label: int | None, score_thr: float) -> tuple[Tensor | None, int]:
     """What is to be explained, and the class that it is about."""
     if scope == 'mmseg':
         logits = model(**data, mode='tensor')[0]  # (classes, H, W)
@@ -245,12 +267,14 @@ def _dense_logits(model: nn.Module, data: dict, label: int) -> Tensor:
     head = getattr(model, 'bbox_head', None)
     if not getattr(head, 'use_sigmoid_cls', False):
         return torch.empty(0)
-    return torch.cat([x[0].unflatten(0, (-1, head.cls_out_channels))[:, label].flatten()
-                      for x in model(**data, mode='tensor')[0]])
+    return torch.cat(
+        [x[0].unflatten(0, (-1, head.cls_out_channels))[:, label].flatten() for x in model(**data, mode='tensor')[0]]
+    )
 
 
-def draw_prediction(model: nn.Module, image: np.ndarray, sample: BaseDataElement, score_thr: float,
-                    opacity: float | None = None) -> np.ndarray:
+def draw_prediction(
+    model: nn.Module, image: np.ndarray, sample: BaseDataElement, score_thr: float, opacity: float | None = None
+) -> np.ndarray:
     """What a detector or segmentor found, drawn over the image by its framework's visualizer.
 
     Args:
@@ -286,10 +310,11 @@ def draw(sight: Sight, path: str | Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     columns = _columns(sight.stages)
     height, width = sight.image.shape[:2]
-    cell = 1.75, 1.75 * height / width + .28
-    figure = Figure(figsize=(cell[0] * len(columns) + .5, cell[1] * (len(sight.stages) + 1.6)), layout='constrained')
+    cell = 1.75, 1.75 * height / width + 0.28
+    figure = Figure(figsize=(cell[0] * len(columns) + 0.5, cell[1] * (len(sight.stages) + 1.6)), layout='constrained')
     FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1, height_ratios=[1.6, len(sight.stages)])
     titles = 'input of the model', 'prediction'
@@ -316,11 +341,14 @@ def draw(sight: Sight, path: str | Path) -> None:
 
 def _columns(stages: Sequence[Stage]) -> dict:
     """The columns for which there is something to show: their titles, and what draws a panel of them."""
+
     def gate(letter):
         return lambda axes, stage, sight: _map(axes, stage.spatial_gates[letter])
 
-    columns = {'strongest channels': _channels,
-               'output, norm': lambda axes, stage, sight: _map(axes, stage.output.norm(dim=0))}
+    columns = {
+        'strongest channels': _channels,
+        'output, norm': lambda axes, stage, sight: _map(axes, stage.output.norm(dim=0)),
+    }
     if all(stage.spatial_gates for stage in stages):
         columns |= {'spatial gate of q': gate('q'), 'spatial gate of k': gate('k')}
     if all(stage.channel_gates for stage in stages):
@@ -359,11 +387,11 @@ def _channel_gates(axes, stage: Stage, sight: Sight) -> str:
     for (letter, gates), colour in zip(stage.channel_gates.items(), ('#0072b2', '#d55e00')):
         axes.plot(np.sort(gates.float().cpu().numpy()), color=colour, linewidth=1.2, label=letter)
     axes.set_ylim(0, 1)
-    axes.set_yticks([0, .5, 1], ['0', '', '1'], fontsize=6)
+    axes.set_yticks([0, 0.5, 1], ['0', '', '1'], fontsize=6)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.grid(axis='y', linewidth=.4)
+    axes.grid(axis='y', linewidth=0.4)
     axes.set_box_aspect(sight.image.shape[0] / sight.image.shape[1])
-    axes.legend(fontsize=6, frameon=False, loc='upper left', handlelength=1, borderaxespad=.2)
+    axes.legend(fontsize=6, frameon=False, loc='upper left', handlelength=1, borderaxespad=0.2)
     return 'channels, in order of their gate'
 
 
@@ -374,7 +402,8 @@ def _field(axes, stage: Stage, sight: Sight) -> str:
 
 
 def _activation(axes, stage: Stage, sight: Sight) -> str:
-    activation = F.interpolate(stage.activation[None, None].float().cpu(), sight.image.shape[:2], mode='bilinear',
-                               align_corners=False)[0]
-    axes.imshow(Visualizer.draw_featmap(activation, sight.image, alpha=.5))
+    activation = F.interpolate(
+        stage.activation[None, None].float().cpu(), sight.image.shape[:2], mode='bilinear', align_corners=False
+    )[0]
+    axes.imshow(Visualizer.draw_featmap(activation, sight.image, alpha=0.5))
     return f'0 to {_short(float(stage.activation.max()))}'

@@ -1,4 +1,5 @@
 """Reading checkpoints without running their pickles, and writing them atomically."""
+
 import argparse
 import json
 import logging
@@ -40,8 +41,11 @@ def plain_globals() -> list:
     return [
         *[(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in plain],
         (_history_buffer_method, 'builtins.getattr'),
-        *[(function, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
-          for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))],
+        *[
+            (function, f'numpy.{core}.multiarray.{name}')
+            for core in ('core', '_core')
+            for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
+        ],
     ]
 
 
@@ -118,8 +122,11 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
                 'If you trust where the file comes from, say so: --trust-checkpoint on the command line, trust=True in '
                 'Python or in init_cfg. tools/convert_weights.py then makes a file of it that is safe to read.'
             ) from error
-        print_log(f'{file} is trusted: its pickle is EXECUTED, with {found[1] or found[2]} in it.', logger='current',
-                  level=logging.WARNING)
+        print_log(
+            f'{file} is trusted: its pickle is EXECUTED, with {found[1] or found[2]} in it.',
+            logger='current',
+            level=logging.WARNING,
+        )
         try:
             content = torch.load(file, map_location=map_location, weights_only=False)
         except Exception as failure:  # whatever the executed pickle raises, such as for a class that is not installed
@@ -133,8 +140,9 @@ def _safetensors():
     try:
         import safetensors.torch
     except ImportError as error:
-        raise WeightsError('.safetensors files need the package safetensors: pip install "mmcasvit[safetensors]"'
-                           ) from error
+        raise WeightsError(
+            '.safetensors files need the package safetensors: pip install "mmcasvit[safetensors]"'
+        ) from error
     return safetensors
 
 
@@ -183,6 +191,7 @@ def use_safe_checkpoint_reader(trust: bool = False) -> None:
     Args:
         trust: as in :func:`read_checkpoint`.
     """
+
     def load_from_safe_file(filename: str, map_location=None):
         return read_checkpoint(filename, map_location, trust)
 
@@ -196,6 +205,7 @@ def extend_mmengine_loader() -> None:
     The values of the published ImageNet files and of mmengine's log buffers become known to PyTorch as safe, and
     local ``.safetensors`` files are read, for which mmengine has no reader.
     """
+
     def load_from_safetensors(filename: str, map_location=None):
         return read_checkpoint(filename, map_location)
 

@@ -1,4 +1,5 @@
 """Checkpoints that are whole or not there, and the search for the last one that is."""
+
 import logging
 import os
 import re
@@ -82,23 +83,40 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
     if last is not None and not last.exists() and (moved := Path(work_dir, last.name)).exists():
         last = moved  # the pointer holds the path as it was seen from the folder the run was started in
     folder = last.parent if last is not None else Path(work_dir)
-    others = [path for kind in ('epoch', 'iter') for path in folder.glob(f'{kind}_*.pth')
-              if re.fullmatch(rf'{kind}_\d+\.pth', path.name) and path != last]
+    others = [
+        path
+        for kind in ('epoch', 'iter')
+        for path in folder.glob(f'{kind}_*.pth')
+        if re.fullmatch(rf'{kind}_\d+\.pth', path.name) and path != last
+    ]
     if last is None:
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     elif re.search(r'_\d+\.pth$', last.name):
-        others = sorted((path for path in others if _step(path) < _step(last)
-                         and path.name.split('_')[0] == last.name.split('_')[0]), key=_step, reverse=True)
+        others = sorted(
+            (
+                path
+                for path in others
+                if _step(path) < _step(last) and path.name.split('_')[0] == last.name.split('_')[0]
+            ),
+            key=_step,
+            reverse=True,
+        )
     damaged = []
     for path in [last, *others] if last is not None else others:
         wrong = damage(path)
         if not wrong:
             if damaged:
-                print_log(f'the last checkpoint is damaged: {"; ".join(damaged)}. The run goes on from the one before '
-                          f'it, {path}.', logger='current', level=logging.WARNING)
+                print_log(
+                    f'the last checkpoint is damaged: {"; ".join(damaged)}. The run goes on from the one before '
+                    f'it, {path}.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
             return str(path)
         damaged.append(f'{path}: {wrong}')
     if damaged:
-        raise WeightsError(f'no checkpoint of {work_dir} can be resumed. {"; ".join(damaged)}. Start anew in another '
-                           'work dir, or delete them.')
+        raise WeightsError(
+            f'no checkpoint of {work_dir} can be resumed. {"; ".join(damaged)}. Start anew in another '
+            'work dir, or delete them.'
+        )
     return None

@@ -2,6 +2,7 @@
 
 :func:`fit` compares, :func:`load` also loads. Whatever puts weights into a model calls one of them.
 """
+
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ class Fit:
         expected: The model, in words.
         found: The model that the file was made from, in words.
     """
+
     weights: dict[str, Tensor]
     container: str
     missing: list[str]
@@ -58,11 +60,15 @@ class Fit:
             shapes = shorten((f'{key}: file {a}, model {b}' for key, a, b in self.reshaped), 3)
             lines.append(f'{len(self.reshaped)} tensors of another shape: {shapes}')
             if self._classes_differ:
-                lines.append('The shapes of classification layers differ: the file was trained on another number of '
-                             'classes, or num_classes of the config is not that of the data.')
+                lines.append(
+                    'The shapes of classification layers differ: the file was trained on another number of '
+                    'classes, or num_classes of the config is not that of the data.'
+                )
         if self.unusable:
-            lines.append(f'{len(self.unusable)} tensors cannot be copied: '
-                         + shorten((f'{key} ({reason})' for key, reason in self.unusable.items()), 3))
+            lines.append(
+                f'{len(self.unusable)} tensors cannot be copied: '
+                + shorten((f'{key} ({reason})' for key, reason in self.unusable.items()), 3)
+            )
         if self.missing:
             lines.append(f'{len(self.missing)} tensors missing in the file: {shorten(self.missing, 3)}')
         if self.leftover:
@@ -83,23 +89,31 @@ class Fit:
         """What to do about a misfit, in one or two sentences."""
         backbone = [key for key in self.fatal if key.startswith('backbone.')]
         if not self.matched and self.leftover and all(map(_BARE_KEY.match, self.leftover)):
-            return ('The file holds only a backbone: give it as model.backbone.init_cfg (tools/train.py --pretrained '
-                    'FILE), and give a file of the whole model here.')
+            return (
+                'The file holds only a backbone: give it as model.backbone.init_cfg (tools/train.py --pretrained '
+                'FILE), and give a file of the whole model here.'
+            )
         if self.unusable:
             return 'Save the weights again as ordinary tensors, or give another file.'
         if not self.matched:
-            return ('No name in the file is one of this model. Give a checkpoint that this config was trained with; '
-                    'the names of another program have to be converted first.')
+            return (
+                'No name in the file is one of this model. Give a checkpoint that this config was trained with; '
+                'the names of another program have to be converted first.'
+            )
         if any(re.match(r'(patch_embed|network)\.', key) for key in self.fatal):
             return 'Give the file that belongs to this arch, or set arch to that of the file.'
         if backbone and all(re.match(r'backbone\.' + OUTPUT_NORM, key) for key in self.fatal):
-            return ('The model of the file had fewer outputs. Give the file to the backbone, which initializes the '
-                    'missing norms: model.backbone.init_cfg (tools/train.py --pretrained FILE).')
+            return (
+                'The model of the file had fewer outputs. Give the file to the backbone, which initializes the '
+                'missing norms: model.backbone.init_cfg (tools/train.py --pretrained FILE).'
+            )
         if backbone:
             return 'Give the config that the checkpoint was trained with, or a checkpoint of this config.'
         if self.reshaped and self._classes_differ:
-            return ('Set num_classes of the heads to that of the file, or give a checkpoint of this config. To train '
-                    'these heads from scratch, start training from the file with load_from.')
+            return (
+                'Set num_classes of the heads to that of the file, or give a checkpoint of this config. To train '
+                'these heads from scratch, start training from the file with load_from.'
+            )
         return 'Give the config that the checkpoint was trained with, or start training from the file with load_from.'
 
     def refuse(self, only_under: str = '', loaded: bool = False, what: str = 'the checkpoint') -> None:
@@ -114,14 +128,17 @@ class Fit:
             WeightsError: Tensors are missing, have another shape or cannot be copied.
         """
         if any(key.startswith(only_under) for key in self.fatal):
-            raise WeightsError(f'{what} does not fit the model{"" if loaded else "; nothing was loaded"}.\n'
-                               f'{self}\n  {self.advice}')
+            raise WeightsError(
+                f'{what} does not fit the model{"" if loaded else "; nothing was loaded"}.\n{self}\n  {self.advice}'
+            )
 
     def report(self, what: str) -> str:
         """Return what came from a file and what did not, in a few lines."""
         where = f'{what} (under {self.container!r})' if self.container else what
-        lines = [f'{self.expected}: {self.matched} of {self.total} tensors loaded from {where}',
-                 f'  not in the file, kept as initialized: {shorten(self.kept, 24)}' if self.kept else '  none missing']
+        lines = [
+            f'{self.expected}: {self.matched} of {self.total} tensors loaded from {where}',
+            f'  not in the file, kept as initialized: {shorten(self.kept, 24)}' if self.kept else '  none missing',
+        ]
         heads = [key for key in self.leftover if re.match(r'(norm|head|dist_head)\.', key)]
         others = [key for key in self.leftover if key not in heads]
         if heads:
@@ -139,17 +156,22 @@ def _reason_not_to_copy(tensor: Tensor) -> str:
     return 'it is quantized' if tensor.is_quantized else ''
 
 
-def compare(weights: Mapping[str, Tensor],
-            expected: Mapping[str, Tensor],
-            container: str = '',
-            may_miss: re.Pattern | None = None,
-            may_differ: re.Pattern | None = None) -> Fit:
+def compare(
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    container: str = '',
+    may_miss: re.Pattern | None = None,
+    may_differ: re.Pattern | None = None,
+) -> Fit:
     """Compare weights with a model's state dict, by key and by shape; the arguments are those of :func:`fit`."""
     weights = dict(weights)
     shapes = {key: (tuple(weights[key].shape), tuple(expected[key].shape)) for key in expected if key in weights}
     reshaped = [key for key, (found, wanted) in shapes.items() if found != wanted]
-    kept = [key for key in expected if key not in weights
-            and (key.endswith(_BATCH_COUNTER) or (may_miss and may_miss.match(key)))]
+    kept = [
+        key
+        for key in expected
+        if key not in weights and (key.endswith(_BATCH_COUNTER) or (may_miss and may_miss.match(key)))
+    ]
     unusable = {key: reason for key in shapes if key not in reshaped and (reason := _reason_not_to_copy(weights[key]))}
     descriptions = [describe_model(state) for state in (expected, weights)]
     classes = count_classes(expected), count_classes(weights)
@@ -160,24 +182,28 @@ def compare(weights: Mapping[str, Tensor],
         reshaped.remove(key)
         kept.append(key)
         del weights[key]
-    return Fit(weights=weights,
-               container=container,
-               missing=[key for key in expected if key not in weights and key not in kept],
-               reshaped=[(key, *shapes[key]) for key in reshaped],
-               unusable=unusable,
-               leftover=[key for key in weights if key not in expected],
-               matched=matched,
-               total=len(expected),
-               expected=descriptions[0],
-               found=descriptions[1],
-               kept=kept)
+    return Fit(
+        weights=weights,
+        container=container,
+        missing=[key for key in expected if key not in weights and key not in kept],
+        reshaped=[(key, *shapes[key]) for key in reshaped],
+        unusable=unusable,
+        leftover=[key for key in weights if key not in expected],
+        matched=matched,
+        total=len(expected),
+        expected=descriptions[0],
+        found=descriptions[1],
+        kept=kept,
+    )
 
 
-def fit(content: Mapping,
-        expected: Mapping[str, Tensor],
-        rename: Callable[[dict, Mapping], dict] = match_names,
-        may_miss: re.Pattern | None = None,
-        may_differ: re.Pattern | None = None) -> Fit:
+def fit(
+    content: Mapping,
+    expected: Mapping[str, Tensor],
+    rename: Callable[[dict, Mapping], dict] = match_names,
+    may_miss: re.Pattern | None = None,
+    may_differ: re.Pattern | None = None,
+) -> Fit:
     """Find the weights in a checkpoint, rename them, and compare them with what a model expects.
 
     Args:
@@ -194,12 +220,14 @@ def fit(content: Mapping,
     return compare(rename(weights, expected), expected, container, may_miss, may_differ)
 
 
-def load(model: nn.Module,
-         checkpoint: str | Path | Mapping,
-         what: str = '',
-         map_location: str = 'cpu',
-         trust: bool = False,
-         **options) -> Fit:
+def load(
+    model: nn.Module,
+    checkpoint: str | Path | Mapping,
+    what: str = '',
+    map_location: str = 'cpu',
+    trust: bool = False,
+    **options,
+) -> Fit:
     """Load a checkpoint into a model, and refuse one that does not fit.
 
     Args:

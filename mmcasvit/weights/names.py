@@ -4,6 +4,7 @@ The authors' classifier holds the backbone at the top, next to its norm and its 
 classifier, with the backbone and the heads one level down. The authors' detectors and segmentors come from mmdet 2.24
 and mmsegmentation 0.24; their parameters have the same names, shapes and meaning in mmdet 3 and mmsegmentation 1.
 """
+
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -37,8 +38,10 @@ def find_weights(content: Mapping) -> tuple[str, dict[str, Tensor]]:
     weights = content[container] if container else content
     weights = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     if not weights:
-        raise WeightsError(f'no weights under {", ".join(_CONTAINERS)} or at the top; the file holds: '
-                           f'{", ".join(map(str, content)) or "nothing"}.')
+        raise WeightsError(
+            f'no weights under {", ".join(_CONTAINERS)} or at the top; the file holds: '
+            f'{", ".join(map(str, content)) or "nothing"}.'
+        )
     if all(key.startswith('module.') for key in weights):
         weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     return container, weights
@@ -46,11 +49,13 @@ def find_weights(content: Mapping) -> tuple[str, dict[str, Tensor]]:
 
 def describe_arch(weights: Mapping[str, Tensor]) -> str:
     """The depths and channels of a CAS-ViT read off its keys, with the arch's name where there is one."""
-    blocks = {tuple(map(int, found.groups())) for key in weights
-              if (found := re.match(r'network\.([0246])\.(\d+)\.', key))}
+    blocks = {
+        tuple(map(int, found.groups())) for key in weights if (found := re.match(r'network\.([0246])\.(\d+)\.', key))
+    }
     depths = tuple(max((block for s, block in blocks if s == stage), default=-1) + 1 for stage in (0, 2, 4, 6))
     channels = tuple(
-        len(weights[key]) if (key := f'network.{stage}.0.norm1.weight') in weights else 0 for stage in (0, 2, 4, 6))
+        len(weights[key]) if (key := f'network.{stage}.0.norm1.weight') in weights else 0 for stage in (0, 2, 4, 6)
+    )
     if not any(depths):
         return 'no CAS-ViT at all'
     name = arch_name(depths, channels)
@@ -81,8 +86,13 @@ def describe_model(weights: Mapping[str, Tensor]) -> str:
 
 _BACKBONE_KEY = re.compile(r'(patch_embed|network)\.')
 # Of the classifier: theirs, ours. The norm in front of their heads is the norm of our backbone's last output.
-_CLASSIFIER_PARTS = (('patch_embed.', 'backbone.patch_embed.'), ('network.', 'backbone.network.'),
-                     ('norm.', 'backbone.norm6.'), ('head.', 'head.head.'), ('dist_head.', 'head.dist_head.'))
+_CLASSIFIER_PARTS = (
+    ('patch_embed.', 'backbone.patch_embed.'),
+    ('network.', 'backbone.network.'),
+    ('norm.', 'backbone.norm6.'),
+    ('head.', 'head.head.'),
+    ('dist_head.', 'head.dist_head.'),
+)
 
 
 def is_authors_classifier(weights: Mapping[str, Any]) -> bool:

@@ -1,4 +1,5 @@
 """Pretrained weights for the backbone."""
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,13 @@ from .match import Fit, load
 from .names import OUTPUT_NORM
 
 
-def load_pretrained(backbone: nn.Module,
-                    checkpoint: str | Path,
-                    prefix: str | None = None,
-                    map_location: str = 'cpu',
-                    trust: bool = False) -> Fit:
+def load_pretrained(
+    backbone: nn.Module,
+    checkpoint: str | Path,
+    prefix: str | None = None,
+    map_location: str = 'cpu',
+    trust: bool = False,
+) -> Fit:
     """Load a CAS-ViT backbone from a file and log which tensors were loaded, which are missing and which are left over.
 
     These files are accepted: published ImageNet files (weights under ``model``, classification heads next to the
@@ -30,15 +33,18 @@ def load_pretrained(backbone: nn.Module,
     Raises:
         WeightsError: The file cannot be read safely, lacks weights of the backbone, or has them in other shapes.
     """
+
     def rename(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return _backbone_names(weights, expected, prefix)
 
-    return load(backbone, checkpoint, map_location=map_location, trust=trust, rename=rename,
-                may_miss=re.compile(OUTPUT_NORM))
+    return load(
+        backbone, checkpoint, map_location=map_location, trust=trust, rename=rename, may_miss=re.compile(OUTPUT_NORM)
+    )
 
 
-def _backbone_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
-                    prefix: str | None) -> dict[str, Tensor]:
+def _backbone_names(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str | None
+) -> dict[str, Tensor]:
     """Remove the prefix of the backbone's keys; keep the keys of other parts, except those that a backbone has."""
     if prefix is not None:
         prefix = f'{prefix.removesuffix(".")}.'

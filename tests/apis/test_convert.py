@@ -1,4 +1,5 @@
 """Checkpoints go from the authors' code to this project and back; what the old versions computed, ours compute."""
+
 import sys
 
 import pytest
@@ -29,8 +30,7 @@ CONFIGS = {
     'upernet': 'segmentation/upernet_casvit-{}_8xb2-160k_ade20k-512x512.py',
 }
 XS = {kind: str(ROOT / 'configs' / name.format('xs')) for kind, name in CONFIGS.items()}
-UNUSED = {f'backbone.norm0.{name}'
-          for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')}
+UNUSED = {f'backbone.norm0.{name}' for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')}
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def convert(monkeypatch, capsys):
         error = capsys.readouterr().err
         assert error.startswith('error: ')
         return error
+
     return run
 
 
@@ -81,8 +82,11 @@ def head_outputs(kind, model, maps):
         return [output for outputs in model.bbox_head(model.neck(maps)) for output in outputs]
     if kind == 'mask-rcnn':
         rpn = [output for outputs in model.rpn_head(model.neck(maps)) for output in outputs]
-        return [*rpn, *model.roi_head.bbox_head(image(10, (2, 256, 7, 7))),
-                model.roi_head.mask_head(image(11, (2, 256, 14, 14)))]
+        return [
+            *rpn,
+            *model.roi_head.bbox_head(image(10, (2, 256, 7, 7))),
+            model.roi_head.mask_head(image(11, (2, 256, 14, 14))),
+        ]
     if kind == 'semantic-fpn':
         return [model.decode_head(model.neck(maps))]
     return [model.decode_head(maps), model.auxiliary_head(maps)]
@@ -101,8 +105,9 @@ def test_necks_and_heads_compute_what_the_old_versions_did(kind):
         assert list(output.shape) == old['shape']
         flat = output.flatten()
         found = torch.stack([flat.mean(), flat.std(), *flat[old['index']]])
-        assert_close(found, torch.tensor([old['mean'], old['std'], *old['value']], dtype=torch.float64),
-                     rtol=1e-9, atol=1e-9)
+        assert_close(
+            found, torch.tensor([old['mean'], old['std'], *old['value']], dtype=torch.float64), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize('kind', CONFIGS)
@@ -203,17 +208,34 @@ def broken(change):
     return content
 
 
-@pytest.mark.parametrize('content, options, words', [
-    (lambda: broken(lambda w: w.pop('network.4.1.attn.qkv.weight')), [],
-     ['1 tensors missing in the file: backbone.network.4.1.attn.qkv.weight', 'nothing was written']),
-    (lambda: broken(lambda w: w.update({'head.weight': torch.ones(10, 220)})), [],
-     ['head.head.weight: file (10, 220)']),
-    (lambda: broken(lambda w: [w.pop(f'dist_head.{name}') for name in ('weight', 'bias')]), [], ['no classifier']),
-    (lambda: published_dense_checkpoint('semantic-fpn', 'xs'), [], ["arch 'xs'", '--config FILE']),
-    (lambda: published_dense_checkpoint('semantic-fpn', 's'), ['--config', XS['semantic-fpn']],
-     ["expected: arch 'xs', found: arch 's'"]),
-    (lambda: published_checkpoint('xs'), ['--config', XS['semantic-fpn']], ['a backbone alone', '--pretrained FILE']),
-], ids=['a tensor gone', 'another head', 'one head', 'no config', 'another arch', 'no segmentor'])
+@pytest.mark.parametrize(
+    'content, options, words',
+    [
+        (
+            lambda: broken(lambda w: w.pop('network.4.1.attn.qkv.weight')),
+            [],
+            ['1 tensors missing in the file: backbone.network.4.1.attn.qkv.weight', 'nothing was written'],
+        ),
+        (
+            lambda: broken(lambda w: w.update({'head.weight': torch.ones(10, 220)})),
+            [],
+            ['head.head.weight: file (10, 220)'],
+        ),
+        (lambda: broken(lambda w: [w.pop(f'dist_head.{name}') for name in ('weight', 'bias')]), [], ['no classifier']),
+        (lambda: published_dense_checkpoint('semantic-fpn', 'xs'), [], ["arch 'xs'", '--config FILE']),
+        (
+            lambda: published_dense_checkpoint('semantic-fpn', 's'),
+            ['--config', XS['semantic-fpn']],
+            ["expected: arch 'xs', found: arch 's'"],
+        ),
+        (
+            lambda: published_checkpoint('xs'),
+            ['--config', XS['semantic-fpn']],
+            ['a backbone alone', '--pretrained FILE'],
+        ),
+    ],
+    ids=['a tensor gone', 'another head', 'one head', 'no config', 'another arch', 'no segmentor'],
+)
 def test_what_does_not_fit_is_said_and_not_written(convert, tmp_path, content, options, words):
     source = save(content(), tmp_path / 'theirs.pth')
     error = convert(source, tmp_path / 'ours.pth', *options, fails=True)
@@ -224,12 +246,14 @@ def test_what_does_not_fit_is_said_and_not_written(convert, tmp_path, content, o
 
 def test_wrong_arguments_are_refused(convert, tmp_path):
     source = save(published_checkpoint('xs'), tmp_path / 'theirs.pth')
-    for args, words in (([tmp_path / 'x.pth', '--check'], '--check writes nothing'),
-                        ([tmp_path / 'x.bin'], '.pth or .safetensors'),
-                        ([tmp_path / 'x.safetensors', '--reverse'], 'must end in .pth'),
-                        ([tmp_path / 'x.pth', '--reverse', '--ema'], '--ema'),
-                        ([tmp_path / 'none' / 'x.pth'], 'folder not found'),
-                        (['--config', 'none.py'], 'config not found')):
+    for args, words in (
+        ([tmp_path / 'x.pth', '--check'], '--check writes nothing'),
+        ([tmp_path / 'x.bin'], '.pth or .safetensors'),
+        ([tmp_path / 'x.safetensors', '--reverse'], 'must end in .pth'),
+        ([tmp_path / 'x.pth', '--reverse', '--ema'], '--ema'),
+        ([tmp_path / 'none' / 'x.pth'], 'folder not found'),
+        (['--config', 'none.py'], 'config not found'),
+    ):
         assert words in convert(source, *args, fails=True)
     assert 'checkpoint not found' in convert(tmp_path / 'none.pth', fails=True)
 
@@ -244,6 +268,7 @@ def test_a_file_is_replaced_on_demand_alone_and_never_half_written(convert, tmp_
     def fail_half_way(content, path):
         path.write_bytes(b'half')
         raise OSError('disk full')
+
     monkeypatch.setattr(torch, 'save', fail_half_way)
     with pytest.raises(OSError, match='disk full'):
         convert(source, target, '--force')

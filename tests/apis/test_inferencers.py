@@ -1,4 +1,5 @@
 """mmdet's and mmseg's own inferencers take the configs and checkpoints of this project."""
+
 import cv2
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ def trained(folder, name):
     torch.manual_seed(0)
     for key, value in model.state_dict().items():
         if key.endswith('running_var'):
-            value.uniform_(.5, 1.5)
+            value.uniform_(0.5, 1.5)
         elif key.endswith('running_mean'):
-            value.normal_(0, .1)
+            value.normal_(0, 0.1)
     checkpoint = folder / f'{name}.pth'
     save_checkpoint(dict(meta=dict(dataset_meta=model.dataset_meta), state_dict=model.state_dict()), str(checkpoint))
     return model, str(config), str(checkpoint)
@@ -33,6 +34,7 @@ def trained(folder, name):
 
 def test_a_detector_with_masks(tmp_path):
     from mmdet.apis import DetInferencer, inference_detector
+
     model, config, checkpoint = trained(tmp_path, MASK_RCNN)
     inferencer = DetInferencer(config, checkpoint, device='cpu', show_progress=False)
     assert inferencer.model.dataset_meta['classes'] == ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
@@ -51,11 +53,17 @@ def test_a_detector_with_masks(tmp_path):
 def test_a_detector_by_the_name_of_its_config(tmp_path):
     """Without its masks: mmdet's look-up by name knows mmdet's own models, ours go in as a config."""
     from mmdet.apis import DetInferencer
+
     model = mmcasvit.get_model('retinanet_casvit-xs_fpn_6e_shapes')
-    save_checkpoint(dict(meta=dict(dataset_meta=model.dataset_meta), state_dict=model.state_dict()),
-                    str(tmp_path / 'x.pth'))
-    inferencer = DetInferencer(mmcasvit.get_config('retinanet_casvit-xs_fpn_6e_shapes'), str(tmp_path / 'x.pth'),
-                               device='cpu', show_progress=False)
+    save_checkpoint(
+        dict(meta=dict(dataset_meta=model.dataset_meta), state_dict=model.state_dict()), str(tmp_path / 'x.pth')
+    )
+    inferencer = DetInferencer(
+        mmcasvit.get_config('retinanet_casvit-xs_fpn_6e_shapes'),
+        str(tmp_path / 'x.pth'),
+        device='cpu',
+        show_progress=False,
+    )
     torch.testing.assert_close(inferencer.model.state_dict(), model.state_dict(), rtol=0, atol=0)
     cv2.imwrite(str(tmp_path / 'image.png'), IMAGE)
     result = inferencer(str(tmp_path / 'image.png'), out_dir=str(tmp_path / 'out'), no_save_pred=False)
@@ -66,6 +74,7 @@ def test_a_detector_by_the_name_of_its_config(tmp_path):
 @pytest.mark.parametrize('name, classes', [(SEGMENTOR, 8), ('semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512', 150)])
 def test_a_segmentor(tmp_path, name, classes):
     from mmseg.apis import MMSegInferencer, inference_model
+
     model, config, checkpoint = trained(tmp_path, name)
     inferencer = MMSegInferencer(config, checkpoint, device='cpu')
     assert len(inferencer.model.dataset_meta['classes']) == classes
@@ -80,21 +89,25 @@ def test_a_segmentor(tmp_path, name, classes):
 @pytest.mark.slow
 def test_our_tool_draws_a_segmentation_in_the_colours_of_its_data_set(tmp_path, run_tool):
     from mmseg.apis import MMSegInferencer
+
     model, config, checkpoint = trained(tmp_path, SEGMENTOR)
     image = str(tmp_path / 'image.png')
     cv2.imwrite(image, IMAGE)
-    inferencer = MMSegInferencer(config, checkpoint, device='cpu',
-                                 classes=model.dataset_meta['classes'], palette=model.dataset_meta['palette'])
+    inferencer = MMSegInferencer(
+        config, checkpoint, device='cpu', classes=model.dataset_meta['classes'], palette=model.dataset_meta['palette']
+    )
     inferencer(image, out_dir=str(tmp_path / 'theirs'))
     run_tool('infer.py', image, config, checkpoint, '--device', 'cpu', '--out-dir', 'ours', cwd=tmp_path)
     for file in ('vis/image.png', 'pred/image.png'):
-        ours, theirs = (cv2.imread(str(next((tmp_path / who).glob(file.replace('image', '*')))))
-                        for who in ('ours', 'theirs'))
+        ours, theirs = (
+            cv2.imread(str(next((tmp_path / who).glob(file.replace('image', '*'))))) for who in ('ours', 'theirs')
+        )
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_inferencer_is_not_given_half_a_model(tmp_path):
     from mmdet.apis import DetInferencer
+
     model, config, _ = trained(tmp_path, MASK_RCNN)
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
     save_checkpoint(dict(state_dict=weights), str(tmp_path / 'half.pth'))

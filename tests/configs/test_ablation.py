@@ -1,4 +1,5 @@
 """The configs of the token mixers differ in nothing else, and the tool compares what was really trained."""
+
 import csv
 import json
 import sys
@@ -17,16 +18,20 @@ FOLDER = ROOT / 'configs/ablation'
 SHAPES = FOLDER / 'semantic-fpn_casvit-xs_480i_half-shapes.py'
 # By the part of the file name.
 VARIANTS = {
-    'self-attention': 'self_attention', 'separable': 'separable', 'efficient-additive': 'efficient_additive',
-    'pooling': 'pooling', 'identity': 'identity', 'no-spatial-gate': dict(type='additive', spatial_gate=False),
+    'self-attention': 'self_attention',
+    'separable': 'separable',
+    'efficient-additive': 'efficient_additive',
+    'pooling': 'pooling',
+    'identity': 'identity',
+    'no-spatial-gate': dict(type='additive', spatial_gate=False),
     'no-channel-gate': dict(type='additive', channel_gate=False),
     'no-gates': dict(type='additive', spatial_gate=False, channel_gate=False),
 }
 RECIPES = {
     'semantic-fpn_casvit-xs{}_480i_half-shapes': SHAPES,
     'retinanet_casvit-xs{}_fpn_1x_coco': ROOT / 'configs/detection/retinanet_casvit-xs_fpn_1x_coco.py',
-    'semantic-fpn_casvit-xs{}_8xb4-40k_ade20k-512x512':
-        ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py',
+    'semantic-fpn_casvit-xs{}_8xb4-40k_ade20k-512x512': ROOT
+    / 'configs/segmentation/semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py',
 }
 
 
@@ -39,13 +44,15 @@ def test_a_config_differs_from_its_recipe_in_the_token_mixer_alone(recipe, varia
 
 
 def test_there_are_no_other_configs():
-    assert sorted(path.stem for path in FOLDER.glob('*.py')) == sorted([
-        SHAPES.stem, *(recipe.format(f'-{variant}') for recipe in RECIPES for variant in VARIANTS)])
+    assert sorted(path.stem for path in FOLDER.glob('*.py')) == sorted(
+        [SHAPES.stem, *(recipe.format(f'-{variant}') for recipe in RECIPES for variant in VARIANTS)]
+    )
 
 
 def test_the_short_schedule_is_the_twin_at_half_size():
-    cfg, twin = (Config.fromfile(path) for path in (
-        SHAPES, ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py'))
+    cfg, twin = (
+        Config.fromfile(path) for path in (SHAPES, ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py')
+    )
     assert cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == cfg.param_scheduler[-1].end == 480
     assert cfg.optim_wrapper.optimizer.lr == twin.optim_wrapper.optimizer.lr / 2
     assert cfg.model.pop('data_preprocessor').size == (64, 96)
@@ -70,11 +77,11 @@ def test_labels_and_numbers(ablate):
     assert ablate.label({}) == 'additive'
     assert ablate.label(dict(token_mixer='pooling')) == 'pooling'
     assert ablate.label(dict(token_mixer=dict(type='pooling', size=5))) == 'pooling, size=5'
-    assert ablate.text_of([1., 2., 6.]) == ('3.00 ± 2.65', '1.00 to 6.00')
-    assert ablate.text_of([.25, .5]) == ('0.375 ± 0.177', '0.250 to 0.500')
-    assert ablate.text_of([50.]) == ('50.00', '50.00 to 50.00')
+    assert ablate.text_of([1.0, 2.0, 6.0]) == ('3.00 ± 2.65', '1.00 to 6.00')
+    assert ablate.text_of([0.25, 0.5]) == ('0.375 ± 0.177', '0.250 to 0.500')
+    assert ablate.text_of([50.0]) == ('50.00', '50.00 to 50.00')
     with pytest.raises(UsageError, match="no 'AP' was measured; valid: mIoU, aAcc"):
-        ablate.metric_of(dict(mIoU=1., aAcc=2., data_time=.1, step=5), 'AP')
+        ablate.metric_of(dict(mIoU=1.0, aAcc=2.0, data_time=0.1, step=5), 'AP')
 
 
 def test_costs_are_those_of_each_backbone(ablate, tmp_path):
@@ -91,16 +98,17 @@ def test_costs_are_those_of_each_backbone(ablate, tmp_path):
         assert cost['memory'] > 1e6
     # A 1x1 from C to 3C, and for q and k a depthwise 3x3 and two 1x1 (to one channel; of the means, C to C), then two
     # depthwise 3x3.
-    wanted = sum(16 * 24 // 4 ** i * c * (3 * c + 2 * (9 + 1) + 2 * 9) + 2 * c * c
-                 for i, c in enumerate((8, 12, 16, 24)))
+    wanted = sum(16 * 24 // 4**i * c * (3 * c + 2 * (9 + 1) + 2 * 9) + 2 * c * c for i, c in enumerate((8, 12, 16, 24)))
     assert costs['additive']['macs'] - costs['identity']['macs'] == wanted
 
 
 def training_that(outcome):
     """What stands for tools/train.py: it leaves the log of a run, or fails."""
+
     def run(command, **_):
         folder = command[command.index('--work-dir') + 1]
         return outcome(folder)
+
     return run
 
 
@@ -114,13 +122,13 @@ def test_a_run_is_noted_when_it_is_finished_and_not_done_again(ablate, tmp_path,
         log.write_text('\n'.join(map(json.dumps, entries)))
         return SimpleNamespace(returncode=status)
 
-    train = [dict(lr=.1, loss=1., step=1)]
+    train = [dict(lr=0.1, loss=1.0, step=1)]
     monkeypatch.setattr(ablate.subprocess, 'run', training_that(lambda folder: outcome(folder, train, 1)))
     assert ablate.train(config, 0) is None
     monkeypatch.setattr(ablate.subprocess, 'run', training_that(lambda folder: outcome(folder, train)))
     with pytest.raises(UsageError, match='never evaluated'):
         ablate.train(config, 0)
-    validations = [dict(mIoU=3., step=5), dict(mIoU=4., step=10)]
+    validations = [dict(mIoU=3.0, step=5), dict(mIoU=4.0, step=10)]
     monkeypatch.setattr(ablate.subprocess, 'run', training_that(lambda folder: outcome(folder, train + validations)))
     for _ in range(2):
         assert ablate.train(config, 0) == validations[-1]
@@ -141,12 +149,20 @@ def test_runs_of_another_config_are_left_alone(ablate, tmp_path):
     assert [path.name for path in (tmp_path / 'trained').iterdir()] == ['epoch_12.pth']
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['--seeds', '1', '1'], 'different numbers'), (['--seeds', '-1'], 'at least 0'), (['--rounds', '0'], 'at least 1'),
-    (['--size', '64', '16'], 'at least 32'), ([SHAPES, SHAPES], 'given twice'), (['none.py'], 'config not found'),
-    ([SHAPES, '--cfg-options', 'data_root=nowhere'], 'data of the train split not found'),
-    ([SHAPES, '--cfg-options', 'model.backbone.type=ResNet'], 'must be mmcasvit.CASViT')],
-    ids=lambda value: str(value)[-30:])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--seeds', '1', '1'], 'different numbers'),
+        (['--seeds', '-1'], 'at least 0'),
+        (['--rounds', '0'], 'at least 1'),
+        (['--size', '64', '16'], 'at least 32'),
+        ([SHAPES, SHAPES], 'given twice'),
+        (['none.py'], 'config not found'),
+        ([SHAPES, '--cfg-options', 'data_root=nowhere'], 'data of the train split not found'),
+        ([SHAPES, '--cfg-options', 'model.backbone.type=ResNet'], 'must be mmcasvit.CASViT'),
+    ],
+    ids=lambda value: str(value)[-30:],
+)
 def test_wrong_input_is_one_line(ablate, shapes, monkeypatch, tmp_path, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     if '--cfg-options' not in arguments:
@@ -175,9 +191,21 @@ def test_seeds_are_trained_and_compared(ablate, shapes, tmp_path, monkeypatch, c
     file.write_text(file.read_text() + "\nmodel['backbone']['token_mixer'] = 'pooling'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    options = ['tiny.py', '--work-dir', 'out', '--size', '64', '64', '--rounds', '2', '--cfg-options',
-               f'data_root={shapes}/ade', 'train_dataloader.batch_size=2', 'train_cfg.max_iters=2',
-               'train_cfg.val_interval=1']
+    options = [
+        'tiny.py',
+        '--work-dir',
+        'out',
+        '--size',
+        '64',
+        '64',
+        '--rounds',
+        '2',
+        '--cfg-options',
+        f'data_root={shapes}/ade',
+        'train_dataloader.batch_size=2',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=1',
+    ]
     compare('0')
     assert 'pooling, seed 0: ' in capsys.readouterr().out
     first, note = row(), tmp_path / 'out/tiny/seed-0/result.json'

@@ -15,14 +15,32 @@ FULL = [name for name in CONFIGS if 'shapes' not in name]
 
 # By the start of the file name: what facts of the published recipes a config has to hold, per arch where they differ.
 RECIPES = {
-    'detection/retinanet': dict(lr=2e-4, decay=1e-4, batch=4, base=32, epochs=12, steps=[8, 11], warmup=500,
-                                indices=(1, 2, 3), scale=(1333, 800)),
-    'detection/mask-rcnn': dict(lr=2e-4, decay=1e-4, batch=4, base=32, epochs=12, steps=[8, 11], warmup=500,
-                                indices=(0, 1, 2, 3), scale=(1333, 800)),
-    'segmentation/semantic-fpn': dict(lr=2e-4, decay=1e-4, batch=4, base=32, iters=40000, warmup=0, power=.9),
-    'segmentation/upernet': dict(lr=6e-5, decay=.01, batch=2, base=16, iters=160000, warmup=1500, power=1.),
+    'detection/retinanet': dict(
+        lr=2e-4,
+        decay=1e-4,
+        batch=4,
+        base=32,
+        epochs=12,
+        steps=[8, 11],
+        warmup=500,
+        indices=(1, 2, 3),
+        scale=(1333, 800),
+    ),
+    'detection/mask-rcnn': dict(
+        lr=2e-4,
+        decay=1e-4,
+        batch=4,
+        base=32,
+        epochs=12,
+        steps=[8, 11],
+        warmup=500,
+        indices=(0, 1, 2, 3),
+        scale=(1333, 800),
+    ),
+    'segmentation/semantic-fpn': dict(lr=2e-4, decay=1e-4, batch=4, base=32, iters=40000, warmup=0, power=0.9),
+    'segmentation/upernet': dict(lr=6e-5, decay=0.01, batch=2, base=16, iters=160000, warmup=1500, power=1.0),
 }
-DROP_PATH = dict(xs=0., s=0., m=.1, t=.1)
+DROP_PATH = dict(xs=0.0, s=0.0, m=0.1, t=0.1)
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('detection/')])
@@ -30,7 +48,10 @@ def test_augmented_images_have_the_size_of_the_others(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     [resize], plain = cfg.tta_pipeline[1].transforms[0], cfg.test_dataloader.dataset.pipeline[1]
     assert (resize.type, resize.get('scale'), resize.get('scale_factor')) == (
-        plain.type, plain.get('scale'), plain.get('scale_factor'))
+        plain.type,
+        plain.get('scale'),
+        plain.get('scale_factor'),
+    )
 
 
 # An AMP variant differs in the optimizer alone: its model is that of the config it inherits.
@@ -67,7 +88,7 @@ def test_a_recipe_holds_its_figures(name):
     assert cfg.optim_wrapper.type == ('AmpOptimWrapper' if 'amp-' in name else 'OptimWrapper')
     arch = cfg.model.backbone.arch
     assert f'casvit-{arch}_' in name
-    assert cfg.model.backbone.get('drop_path_rate', 0.) == DROP_PATH[arch]
+    assert cfg.model.backbone.get('drop_path_rate', 0.0) == DROP_PATH[arch]
     assert cfg.model.backbone.norm_eval is True
     assert not cfg.keys() & {'find_unused_parameters', 'model_wrapper_cfg'}
     assert tuple(cfg.model.backbone.get('out_indices', (0, 1, 2, 3))) == recipe.get('indices', (0, 1, 2, 3))
@@ -92,13 +113,13 @@ def test_a_recipe_holds_its_figures(name):
         assert (decay.type, decay.power, decay.eta_min) == ('PolyLR', recipe['power'], 0)
         train, test = cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline
         assert next(t for t in train if t.type == 'RandomCrop').crop_size == (512, 512)
-        assert next(t for t in train if t.type == 'RandomResize').ratio_range == (.5, 2.)
+        assert next(t for t in train if t.type == 'RandomResize').ratio_range == (0.5, 2.0)
         assert next(t for t in test if t.type == 'ResizeToMultiple').size_divisor == 32
         assert cfg.model.decode_head.num_classes == 150
     if 'semantic-fpn' in name:
         assert cfg.model.neck.out_channels == 256
         assert cfg.model.decode_head.channels == 128
-        assert cfg.model.decode_head.dropout_ratio == .1
+        assert cfg.model.decode_head.dropout_ratio == 0.1
         assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'
 
 

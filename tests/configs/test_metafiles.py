@@ -1,4 +1,5 @@
 """The index of models names every config, and gives the README's figures and links."""
+
 import re
 
 import pytest
@@ -11,8 +12,10 @@ MODELS = [model for metafile in METAFILES.values() for model in metafile['Models
 ARCHS = ('xs', 's', 'm', 't')
 # Row of the README's table: where the figure stands in the metafiles.
 ROWS = {
-    'ImageNet-1K top-1, 224 / 384 px': [('casvit-{}_8xb128-300e_in1k-224', 'Top 1 Accuracy'),
-                                        ('casvit-{}_ft-8xb64-30e_in1k-384', 'Top 1 Accuracy')],
+    'ImageNet-1K top-1, 224 / 384 px': [
+        ('casvit-{}_8xb128-300e_in1k-224', 'Top 1 Accuracy'),
+        ('casvit-{}_ft-8xb64-30e_in1k-384', 'Top 1 Accuracy'),
+    ],
     'RetinaNet 1x, COCO box AP': [('retinanet_casvit-{}_fpn_1x_coco', 'box AP')],
     'Mask R-CNN 1x, COCO box AP': [('mask-rcnn_casvit-{}_fpn_1x_coco', 'box AP')],
     'Mask R-CNN 1x, COCO mask AP': [('mask-rcnn_casvit-{}_fpn_1x_coco', 'mask AP')],
@@ -23,7 +26,7 @@ ROWS = {
 def published_figures():
     """Config name and metric of each cell of the README's table, with figure and link."""
     for label, places in ROWS.items():
-        row, = re.findall(rf'^\| {re.escape(label)} \|(.*)\|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+        (row,) = re.findall(rf'^\| {re.escape(label)} \|(.*)\|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
         for arch, cell in zip(ARCHS, row.split('|'), strict=True):
             figures = re.findall(r'(?:\[([\d.]+)\]\((\S+)\))|(\d[\d.]*)', cell)
             for (config, metric), (linked, link, plain) in zip(places, figures, strict=True):
@@ -57,8 +60,12 @@ def test_collections_have_names_of_their_own():
 
 
 def test_figures_are_those_of_the_readme_and_marked_as_the_authors():
-    figures = {(model['Name'], metric): value for model in MODELS for result in model.get('Results', ())
-               for metric, value in result['Metrics'].items()}
+    figures = {
+        (model['Name'], metric): value
+        for model in MODELS
+        for result in model.get('Results', ())
+        for metric, value in result['Metrics'].items()
+    }
     assert figures == {(config, metric): value for config, metric, value, _ in published_figures()}
     for model in MODELS:
         if 'Results' in model or 'Weights' in model:
@@ -75,9 +82,16 @@ def test_links_are_those_of_the_readme_and_all_different():
 
 
 def test_the_schedule_is_the_one_in_the_name():
-    schedules = {'1x': ('Epochs', 12), '3x': ('Epochs', 36), '30e': ('Epochs', 30), '300e': ('Epochs', 300),
-                 '40k': ('Iterations', 40000), '160k': ('Iterations', 160000)}
+    schedules = {
+        '1x': ('Epochs', 12),
+        '3x': ('Epochs', 36),
+        '30e': ('Epochs', 30),
+        '300e': ('Epochs', 300),
+        '40k': ('Iterations', 40000),
+        '160k': ('Iterations', 160000),
+    }
     for model in MODELS:
-        named, = [schedules[part] for part in re.split('[-_]', model['Name']) if part in schedules]
+        (named,) = [schedules[part] for part in re.split('[-_]', model['Name']) if part in schedules]
         assert [(unit, model['Metadata'][unit]) for unit in ('Epochs', 'Iterations') if unit in model['Metadata']] == [
-            named]
+            named
+        ]

@@ -1,4 +1,5 @@
 """Each kind of fault, planted into a faultless data set, is found once, drawn, and gone after --fix."""
+
 import json
 import shutil
 import sys
@@ -15,8 +16,10 @@ from mmcasvit.datasets.checks.cleaning import cleaned_coco
 from mmcasvit.datasets.checks.problems import KINDS
 from mmcasvit.datasets.shapes import write_dataset
 
-CONFIGS = [ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
-           ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py']
+CONFIGS = [
+    ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
+    ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+]
 WIDTH, HEIGHT = 96, 64
 
 
@@ -60,6 +63,7 @@ def data(faultless, tmp_path):
 @pytest.fixture
 def check(tool, monkeypatch, capsys):
     """Runs the tool in this process: exit status, standard output, standard error."""
+
     def run(*arguments):
         capsys.readouterr()
         monkeypatch.setattr(sys, 'argv', ['check_dataset.py', *map(str, arguments)])
@@ -67,6 +71,7 @@ def check(tool, monkeypatch, capsys):
             tool.main()
         printed = capsys.readouterr()
         return end.value.code, printed.out, printed.err
+
     return run
 
 
@@ -109,45 +114,73 @@ COCO_FAULTS = dict(
     no_instances=[lambda c: c.content.update(annotations=[])],
     class_missing=[lambda c: c.content['categories'][0].update(name='cube')],
     class_order=[lambda c: c.content['categories'].reverse()],
-    duplicate_image_id=[lambda c: (shutil.copy(c.path, c.images / 'new.jpg'),
-                                   c.content['images'].append(dict(c.image, file_name='new.jpg')))],
+    duplicate_image_id=[
+        lambda c: (
+            shutil.copy(c.path, c.images / 'new.jpg'),
+            c.content['images'].append(dict(c.image, file_name='new.jpg')),
+        )
+    ],
     duplicate_file=[lambda c: c.content['images'].append(dict(c.image, id=99))],
     duplicate_annotation_id=[lambda c: c.annotations[1].update(id=c.annotations[0]['id'])],
-    malformed=[lambda c: first(c, bbox=[1, 2, 3]), lambda c: first(c, bbox=[1, 2, 3, float('nan')]),
-               lambda c: c.annotations[0].pop('area'), lambda c: c.content['annotations'].append(3),
-               lambda c: c.image.pop('width'), lambda c: c.content['images'].append({'id': 98})],
+    malformed=[
+        lambda c: first(c, bbox=[1, 2, 3]),
+        lambda c: first(c, bbox=[1, 2, 3, float('nan')]),
+        lambda c: c.annotations[0].pop('area'),
+        lambda c: c.content['annotations'].append(3),
+        lambda c: c.image.pop('width'),
+        lambda c: c.content['images'].append({'id': 98}),
+    ],
     path_outside=[lambda c: c.image.update(file_name='../../../x.jpg'), lambda c: c.image.update(file_name='/x.jpg')],
     missing_image=[lambda c: c.path.unlink()],
-    unreadable_image=[lambda c: truncate(c.path), lambda c: c.path.write_bytes(b''),
-                      lambda c: c.path.write_text('no image'), lambda c: (c.path.unlink(), c.path.mkdir())],
+    unreadable_image=[
+        lambda c: truncate(c.path),
+        lambda c: c.path.write_bytes(b''),
+        lambda c: c.path.write_text('no image'),
+        lambda c: (c.path.unlink(), c.path.mkdir()),
+    ],
     wrong_size=[lambda c: grow(c.path), lambda c: turn(c.path)],
     no_such_image=[lambda c: first(c, image_id=12345)],
     unknown_category=[lambda c: first(c, category_id=77)],
-    empty_box=[lambda c: first(c, bbox=[3, 4, 0, 5]), lambda c: first(c, bbox=[3, 4, -5, 5]),
-               lambda c: first(c, area=0)],
+    empty_box=[
+        lambda c: first(c, bbox=[3, 4, 0, 5]),
+        lambda c: first(c, bbox=[3, 4, -5, 5]),
+        lambda c: first(c, area=0),
+    ],
     box_outside=[lambda c: first(c, bbox=[90, 10, 20, 20]), lambda c: first(c, bbox=[500, 500, 20, 20])],
-    broken_polygon=[lambda c: first(c, segmentation=[[1, 2, 3, 4]]), lambda c: first(c, segmentation=[[1, 2] * 3]),
-                    lambda c: first(c, segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
-                    lambda c: first(c, segmentation=[['a'] * 6]), lambda c: first(c, segmentation='outline')],
-    broken_rle=[lambda c: first(c, segmentation=dict(size=[HEIGHT, WIDTH], counts=[5, 5])),
-                lambda c: first(c, segmentation=dict(size=[WIDTH, HEIGHT], counts=[HEIGHT * WIDTH])),
-                lambda c: first(c, segmentation=dict(size=[HEIGHT, WIDTH], counts='~~~'))],
+    broken_polygon=[
+        lambda c: first(c, segmentation=[[1, 2, 3, 4]]),
+        lambda c: first(c, segmentation=[[1, 2] * 3]),
+        lambda c: first(c, segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
+        lambda c: first(c, segmentation=[['a'] * 6]),
+        lambda c: first(c, segmentation='outline'),
+    ],
+    broken_rle=[
+        lambda c: first(c, segmentation=dict(size=[HEIGHT, WIDTH], counts=[5, 5])),
+        lambda c: first(c, segmentation=dict(size=[WIDTH, HEIGHT], counts=[HEIGHT * WIDTH])),
+        lambda c: first(c, segmentation=dict(size=[HEIGHT, WIDTH], counts='~~~')),
+    ],
     no_outline=[lambda c: c.annotations[0].pop('segmentation')],
     overlap=[lambda c: shutil.copy(c.images.parent / 'val2017' / c.image['file_name'], c.path)],
 )
 
 
-@pytest.mark.parametrize('kind, plant', [
-    pytest.param(kind, plant, id=f'{kind}-{number}')
-    for kind, plants in COCO_FAULTS.items() for number, plant in enumerate(plants)])
+@pytest.mark.parametrize(
+    'kind, plant',
+    [
+        pytest.param(kind, plant, id=f'{kind}-{number}')
+        for kind, plants in COCO_FAULTS.items()
+        for number, plant in enumerate(plants)
+    ],
+)
 def test_a_fault_of_a_coco_data_set_is_found_drawn_and_mended(kind, plant, data, check, detector, tmp_path):
     coco = Coco(data)
     plant(coco)
     coco.save()
     before = coco.file.read_bytes()
     options = ['--cfg-options', f'data_root={data}/coco/']
-    status, out, _ = check(detector, '--workers', 1, '--sheet', tmp_path / 'sheet.png', '--json', tmp_path / 'x.json',
-                           '--fix', *options)
+    status, out, _ = check(
+        detector, '--workers', 1, '--sheet', tmp_path / 'sheet.png', '--json', tmp_path / 'x.json', '--fix', *options
+    )
     assert status == 1
     assert KINDS[kind] in out
     found = json.loads((tmp_path / 'x.json').read_text())['train_dataloader.dataset']['problems']
@@ -182,19 +215,20 @@ MASK_FAULTS = dict(
     mask_labels=lambda image, mask: relabel(mask, 9),
     mask_without_image=lambda image, mask: shutil.copy(mask, mask.with_name('stray.png')),
     unreadable_image=lambda image, mask: image.write_bytes(image.read_bytes()[:300]),
-    overlap=lambda image, mask: shutil.copy(
-        image.parent.parent / 'validation' / image.name, image),
+    overlap=lambda image, mask: shutil.copy(image.parent.parent / 'validation' / image.name, image),
 )
 
 
 @pytest.mark.parametrize('kind', MASK_FAULTS)
 def test_a_fault_of_masks_is_found_drawn_and_mended(kind, data, check, segmentor, tmp_path):
-    image, mask = (next(iter(sorted((data / 'ade' / folder / 'training').iterdir())))
-                   for folder in ('images', 'annotations'))
+    image, mask = (
+        next(iter(sorted((data / 'ade' / folder / 'training').iterdir()))) for folder in ('images', 'annotations')
+    )
     MASK_FAULTS[kind](image, mask)
     options = ['--cfg-options', f'data_root={data}/ade']
-    status, out, _ = check(segmentor, '--workers', 1, '--fix', '--sheet', tmp_path / 'x.png', '--json',
-                           tmp_path / 'x.json', *options)
+    status, out, _ = check(
+        segmentor, '--workers', 1, '--fix', '--sheet', tmp_path / 'x.png', '--json', tmp_path / 'x.json', *options
+    )
     assert status == 1
     found = json.loads((tmp_path / 'x.json').read_text())['train_dataloader.dataset']['problems']
     assert [problem['kind'] for problem in found] == [kind]
@@ -213,8 +247,9 @@ def test_labels_are_judged_as_the_data_set_reads_them(data, check, segmentor):
         relabel(mask, 255)
     options = ['--cfg-options', f'data_root={data}/ade']
     assert check(segmentor, '--workers', 1, *options)[0] == 0
-    status, out, _ = check(segmentor, '--workers', 1, '--splits', 'train', *options,
-                           'train_dataloader.dataset.reduce_zero_label=False')
+    status, out, _ = check(
+        segmentor, '--workers', 1, '--splits', 'train', *options, 'train_dataloader.dataset.reduce_zero_label=False'
+    )
     assert (status, '8; 8 classes, reduce_zero_label=False' in out) == (1, True)
 
 
@@ -228,9 +263,16 @@ def test_data_sets_inside_wrappers_are_checked_in_parallel(data, check, detector
     part.data_root = f'{data}/coco/'
     cfg.val_dataloader.dataset.data_root = f'{data}/coco/'
     cfg.train_dataloader.dataset = dict(
-        type='RepeatDataset', times=2,
-        dataset=dict(type='ConcatDataset', datasets=[part, dict(part, ann_file='annotations/instances_val2017.json',
-                                                               data_prefix=dict(img='val2017/'))]))
+        type='RepeatDataset',
+        times=2,
+        dataset=dict(
+            type='ConcatDataset',
+            datasets=[
+                part,
+                dict(part, ann_file='annotations/instances_val2017.json', data_prefix=dict(img='val2017/')),
+            ],
+        ),
+    )
     cfg.dump(tmp_path / 'nested.py')
     status, out, err = check(tmp_path / 'nested.py', '--workers', 2, '--splits', 'train', 'val', '--fix')
     assert status == 1
@@ -246,9 +288,13 @@ def test_wrong_arguments_end_with_status_2_and_write_nothing(data, check, detect
     present = tmp_path / 'present.json'
     present.write_text('mine')
     for arguments, words in [
-            (['--workers', 0], 'at least 1'), (['--limit', 0], 'at least 1'), (['--limit', 2, '--fix'], '--limit'),
-            (['--sheet', 'x.txt'], '.png'), (['--json', present], 'is there already'),
-            (['--json', tmp_path / 'no/x.json'], 'folder not found')]:
+        (['--workers', 0], 'at least 1'),
+        (['--limit', 0], 'at least 1'),
+        (['--limit', 2, '--fix'], '--limit'),
+        (['--sheet', 'x.txt'], '.png'),
+        (['--json', present], 'is there already'),
+        (['--json', tmp_path / 'no/x.json'], 'folder not found'),
+    ]:
         status, _, err = check(detector, *arguments, *options)
         assert status == 2
         assert err.startswith('error: ')
@@ -264,20 +310,22 @@ def test_boxes_are_cut_at_the_border_and_ids_made_unique(data, tool, detector):
     coco.annotations[1]['id'] = coco.annotations[0]['id']
     coco.save()
     cfg = tool.load_config(detector, {'data_root': f'{data}/coco/'})
-    (dataset, ), = tool.load_splits(cfg, ['train']).values()
+    ((dataset,),) = tool.load_splits(cfg, ['train']).values()
     tool.check_annotations(dataset)
     content, done = cleaned_coco(dataset)
     ids = [annotation['id'] for annotation in content['annotations']]
     assert len(set(ids)) == len(ids) == len(coco.content['annotations'])
     assert next(a for a in content['annotations'] if a['id'] == coco.annotations[0]['id'])['bbox'] == [0, 60, 7, 4]
-    assert done == ['cut boxes at the border of their image, or left them out: 1',
-                    'gave annotations an id of their own: 1']
+    assert done == [
+        'cut boxes at the border of their image, or left them out: 1',
+        'gave annotations an id of their own: 1',
+    ]
 
 
 @pytest.mark.parametrize('seed', range(5))
 def test_run_lengths_are_those_of_pycocotools(seed):
     rng = np.random.default_rng(seed)
-    mask = np.asfortranarray(np.repeat(rng.random((30, 20)) < .5, rng.integers(1, 9), axis=0).astype(np.uint8))
+    mask = np.asfortranarray(np.repeat(rng.random((30, 20)) < 0.5, rng.integers(1, 9), axis=0).astype(np.uint8))
     code = coco_mask.encode(mask)
     text = code['counts'].decode()
     flat = mask.flatten(order='F')

@@ -17,7 +17,7 @@ def rasterise(polygons, shape):
 @pytest.mark.parametrize('seed', range(60))
 def test_polygons_of_random_masks_rasterise_to_the_masks(seed):
     rng = np.random.default_rng(seed)
-    mask = cv2.GaussianBlur(rng.random((40, 53)), (0, 0), rng.uniform(.1, 3)) > .5
+    mask = cv2.GaussianBlur(rng.random((40, 53)), (0, 0), rng.uniform(0.1, 3)) > 0.5
     mask[0, 0] = True
     np.testing.assert_array_equal(rasterise(mask_to_polygons(mask), mask.shape), mask)
 
@@ -82,20 +82,24 @@ def test_voc_boxes_are_those_of_coco(dataset):
 
 def test_scenes_are_what_the_recipes_need():
     scenes = [draw_scene(np.random.default_rng([0, 0, i])) for i in range(300)]
-    sizes = np.array([instance.mask.sum()**.5 for scene in scenes for instance in scene.instances])
+    sizes = np.array([instance.mask.sum() ** 0.5 for scene in scenes for instance in scene.instances])
     assert {i.category for scene in scenes for i in scene.instances} == set(THINGS)
     assert 10 < sum(not scene.instances for scene in scenes) < 80
     assert any(i.iscrowd for scene in scenes for i in scene.instances)
-    assert (sizes < 15).mean() > .05
-    assert (sizes > 40).mean() > .05
+    assert (sizes < 15).mean() > 0.05
+    assert (sizes > 40).mean() > 0.05
     assert any((scene.semantic == 0).any() for scene in scenes), 'no object was hidden'
 
 
 def test_the_same_seed_makes_the_same_files(dataset, tmp_path):
     write_dataset(tmp_path / 'again', train=2, val=3, seed=5)
     write_dataset(tmp_path / 'other', train=2, val=3, seed=6)
-    for name in ('coco/val2017/000000000003.jpg', 'ade/annotations/validation/000000000003.png',
-                 'coco/annotations/instances_val2017.json', 'coco/train2017/000000000002.jpg'):
+    for name in (
+        'coco/val2017/000000000003.jpg',
+        'ade/annotations/validation/000000000003.png',
+        'coco/annotations/instances_val2017.json',
+        'coco/train2017/000000000002.jpg',
+    ):
         assert (tmp_path / 'again' / name).read_bytes() == (dataset / name).read_bytes(), name
         assert (tmp_path / 'other' / name).read_bytes() != (dataset / name).read_bytes(), name
 

@@ -1,4 +1,5 @@
 """The soak sees what it watches for. The soak itself takes an hour: see docs/data-checks.md."""
+
 import mmap
 import os
 
@@ -31,14 +32,14 @@ def test_handles_memory_and_shared_memory_are_seen(soak, tmp_path):
     assert after['handles'] - before['handles'] >= 5
     assert after['memory'] - before['memory'] == pytest.approx(64 + 4, abs=8)
     assert after['shm_files'] - before['shm_files'] == 1
-    assert after['shm'] - before['shm'] == pytest.approx(4, abs=.1)
+    assert after['shm'] - before['shm'] == pytest.approx(4, abs=0.1)
 
 
 def test_growth_is_told_from_warming_up(soak, tmp_path):
-    warming = np.array([1., 5, 9, 10] + [10.] * 12)
+    warming = np.array([1.0, 5, 9, 10] + [10.0] * 12)
     assert soak.growth(warming) == (10, 10)
-    before, after = soak.growth(np.arange(16.))
+    before, after = soak.growth(np.arange(16.0))
     assert after > before * (1 + max(soak.TOLERANCE.values()))
-    curves = dict.fromkeys(soak.COLUMNS, warming) | dict(minutes=np.arange(16.))
+    curves = dict.fromkeys(soak.COLUMNS, warming) | dict(minutes=np.arange(16.0))
     soak.draw(curves, tmp_path / 'soak.png', 'title')
     assert np.asarray(Image.open(tmp_path / 'soak.png').convert('L')).std() > 5

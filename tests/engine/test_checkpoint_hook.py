@@ -1,16 +1,17 @@
 """Checkpoints are whole or not there, whatever happens while they are written; and a NaN loss ends the run."""
+
 import os
 import resource
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 
-import mmcasvit.engine.hooks.checkpoint as hook_module
 import pytest
 import torch
 from helpers.toy_run import config, train
 from mmengine.hooks import Hook
 
+import mmcasvit.engine.hooks.checkpoint as hook_module
 from mmcasvit import RunStopped, StopOnInvalidLossHook, WeightsError
 from mmcasvit.engine.compare_runs import differences, outcome
 from mmcasvit.engine.hooks.checkpoint import CheckpointHook
@@ -21,7 +22,7 @@ CASE = dict(by_epoch=False, interval=3)
 
 def save(folder, *steps):
     for step in steps:
-        torch.save(dict(state_dict=dict(x=torch.full((2000, ), float(step)))), folder / f'iter_{step}.pth')
+        torch.save(dict(state_dict=dict(x=torch.full((2000,), float(step)))), folder / f'iter_{step}.pth')
         os.utime(folder / f'iter_{step}.pth', (step, step))
 
 
@@ -35,8 +36,11 @@ def flip(file):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize('harm', [truncate, flip, Path.unlink, lambda file: file.write_bytes(b'')],
-                         ids=['truncated', 'one bit', 'gone', 'empty'])
+@pytest.mark.parametrize(
+    'harm',
+    [truncate, flip, Path.unlink, lambda file: file.write_bytes(b'')],
+    ids=['truncated', 'one bit', 'gone', 'empty'],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, harm, monkeypatch):
     said = []
     monkeypatch.setattr('mmcasvit.weights.integrity.print_log', lambda text, **_: said.append(text))
@@ -89,8 +93,11 @@ class Die(CheckpointHook):
         setattr(hook_module, self.function, dying)
 
 
-@pytest.mark.parametrize('function, call', [('damage', 3), ('rename_durably', 3), ('write_text', 3)],
-                         ids=['while it is written', 'before it is renamed', 'before the pointer'])
+@pytest.mark.parametrize(
+    'function, call',
+    [('damage', 3), ('rename_durably', 3), ('write_text', 3)],
+    ids=['while it is written', 'before it is renamed', 'before the pointer'],
+)
 def test_a_kill_during_a_checkpoint_loses_nothing(tmp_path, function, call):
     assert train(config(tmp_path / 'whole', **CASE)) == 0
     settings = config(tmp_path / 'run', **CASE)
@@ -130,6 +137,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path, 
 
 class Spoil(Hook):
     """Makes a weight NaN behind the step of the fifth iteration, or the inputs of the step."""
+
     priority = 'HIGHEST'
 
     def __init__(self, inputs):
@@ -175,15 +183,16 @@ def test_the_kept_batch_of_a_detector_can_be_read(tmp_path):
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
+
     masks = BitmapMasks(torch.ones(1, 4, 6, dtype=torch.uint8).numpy(), 4, 6)
     sample = structures.DetDataSample(metainfo=dict(img_path='a.jpg', ori_shape=(4, 6)))
-    sample.gt_instances = InstanceData(bboxes=HorizontalBoxes(torch.tensor([[0., 1, 2, 3]])), masks=masks)
+    sample.gt_instances = InstanceData(bboxes=HorizontalBoxes(torch.tensor([[0.0, 1, 2, 3]])), masks=masks)
     runner = SimpleNamespace(work_dir=str(tmp_path), iter=1, epoch=0, rank=1, distributed=True)
     batch = dict(inputs=[torch.zeros(3, 4, 6)], data_samples=[sample])
     hook = StopOnInvalidLossHook()
-    hook.after_train_iter(runner, 0, batch, dict(loss=torch.tensor(1.), acc=float('nan')))
+    hook.after_train_iter(runner, 0, batch, dict(loss=torch.tensor(1.0), acc=float('nan')))
     with pytest.raises(RunStopped, match='loss_cls is inf'):
-        hook.after_train_iter(runner, 0, batch, dict(loss=1., loss_cls=torch.tensor(float('inf'))))
+        hook.after_train_iter(runner, 0, batch, dict(loss=1.0, loss_cls=torch.tensor(float('inf'))))
     kept = torch.load(tmp_path / 'invalid_loss_iter_2_rank_1.pth', weights_only=True)['data_samples'][0]
     assert kept['img_path'] == 'a.jpg'
     assert kept['gt_instances']['bboxes'].tolist() == [[0, 1, 2, 3]]

@@ -1,4 +1,5 @@
 """Two processes on a CPU train as one does at the same total batch, step by step, and end together."""
+
 import contextlib
 import importlib
 import json
@@ -29,7 +30,7 @@ CHANNELS = [8, 12, 16, 24]
 TOTAL_BATCH, STEPS = 4, 6
 # Sums over a batch are added up in another order: the losses of float32 then differ by a few 1e-7 of their size, and
 # after some steps by little more. What is wrong with a batch, a norm or a gradient shows from 1e-4 on.
-TOLERANCE = dict(rtol=1e-5, atol=0.)
+TOLERANCE = dict(rtol=1e-5, atol=0.0)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='mmengine would put the models on the GPUs')
 
 
@@ -38,8 +39,11 @@ class KeepCurves(Hook):
     """Writes down what each process logs: the log itself has the first one's alone."""
 
     def after_train(self, runner):
-        curves = {name: torch.tensor(values.data[0]) for name, values in runner.message_hub.log_scalars.items()
-                  if 'loss' in name}
+        curves = {
+            name: torch.tensor(values.data[0])
+            for name, values in runner.message_hub.log_scalars.items()
+            if 'loss' in name
+        }
         torch.save(curves, f'{runner.work_dir}/curves_{runner.rank}.pth')
 
 
@@ -74,8 +78,9 @@ def _train(rank, processes, port, cfg):
     if processes == 1:
         build_runner(cfg).train()
         return
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
     _train_with_others(cfg)
 
 
@@ -130,11 +135,15 @@ def data(tmp_path_factory):
 def recipe(name, data_root, model, pipeline, dataset, **train_cfg):
     """A full recipe with a small model and small images, whose weights move within a few steps."""
     cfg = load_config(str(ROOT / 'configs' / name), dict(data_root=str(data_root)))
-    cfg.merge_from_dict(dict(
-        model=dict(backbone=dict(arch=dict(_delete_=True, depths=[1] * 4, channels=CHANNELS)), **model),
-        train_dataloader=dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=pipeline, **dataset)),
-        train_cfg=train_cfg, optim_wrapper=dict(optimizer=dict(lr=2e-3)), default_hooks=dict(checkpoint=dict(
-            save_best=None))))
+    cfg.merge_from_dict(
+        dict(
+            model=dict(backbone=dict(arch=dict(_delete_=True, depths=[1] * 4, channels=CHANNELS)), **model),
+            train_dataloader=dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=pipeline, **dataset)),
+            train_cfg=train_cfg,
+            optim_wrapper=dict(optimizer=dict(lr=2e-3)),
+            default_hooks=dict(checkpoint=dict(save_best=None)),
+        )
+    )
     for split in ('val', 'test'):
         cfg.update({f'{split}_dataloader': None, f'{split}_cfg': None, f'{split}_evaluator': None})
     cfg.update(dict(param_scheduler=None, log_level='ERROR', randomness=dict(seed=3, deterministic=True)))
@@ -147,13 +156,22 @@ def detector(data):
     base = load_config(str(ROOT / 'configs/detection/retinanet_casvit-xs_fpn_1x_coco.py'))
     read = base.train_dataloader.dataset.pipeline[0]
     return recipe(
-        'detection/retinanet_casvit-xs_fpn_1x_coco.py', f'{data}/coco/',
-        model=dict(neck=dict(in_channels=CHANNELS[1:], out_channels=16),
-                   bbox_head=dict(in_channels=16, feat_channels=16, num_classes=len(THINGS))),
+        'detection/retinanet_casvit-xs_fpn_1x_coco.py',
+        f'{data}/coco/',
+        model=dict(
+            neck=dict(in_channels=CHANNELS[1:], out_channels=16),
+            bbox_head=dict(in_channels=16, feat_channels=16, num_classes=len(THINGS)),
+        ),
         # A flip would move boxes over the grid of anchors; the colours are random enough.
-        pipeline=[read, dict(type='Resize', scale=(96, 64), keep_ratio=True), dict(type='PhotoMetricDistortion'),
-                  dict(type='PackDetInputs')],
-        dataset=dict(metainfo=dict(classes=tuple(THINGS))), max_epochs=STEPS // 2)
+        pipeline=[
+            read,
+            dict(type='Resize', scale=(96, 64), keep_ratio=True),
+            dict(type='PhotoMetricDistortion'),
+            dict(type='PackDetInputs'),
+        ],
+        dataset=dict(metainfo=dict(classes=tuple(THINGS))),
+        max_epochs=STEPS // 2,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -162,12 +180,18 @@ def segmentor(data):
     pipeline = base.train_dataloader.dataset.pipeline
     pipeline[1].scale, pipeline[2].crop_size = (96, 64), (64, 64)
     return recipe(
-        'segmentation/semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py', data / 'ade',
-        model=dict(data_preprocessor=dict(size=(64, 64)), neck=dict(in_channels=CHANNELS, out_channels=16),
-                   # Dropout is drawn for each process, and so for another shape.
-                   decode_head=dict(in_channels=[16] * 4, channels=16, num_classes=8, dropout_ratio=0.)),
-        pipeline=pipeline, max_iters=STEPS,
-        dataset=dict(type='BaseSegDataset', metainfo=dict(classes=tuple('abcdefgh')), reduce_zero_label=True))
+        'segmentation/semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py',
+        data / 'ade',
+        model=dict(
+            data_preprocessor=dict(size=(64, 64)),
+            neck=dict(in_channels=CHANNELS, out_channels=16),
+            # Dropout is drawn for each process, and so for another shape.
+            decode_head=dict(in_channels=[16] * 4, channels=16, num_classes=8, dropout_ratio=0.0),
+        ),
+        pipeline=pipeline,
+        max_iters=STEPS,
+        dataset=dict(type='BaseSegDataset', metainfo=dict(classes=tuple('abcdefgh')), reduce_zero_label=True),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -206,8 +230,13 @@ def test_sharded_training_has_the_same_losses_and_is_resumed(detector, one_proce
     last.write_bytes(last.read_bytes()[:-100])
     resumed = train(detector, tmp_path, 2, **sharded, resume=True)
     # The log that the resumed processes began with is that of the first one, from the checkpoint of the first epoch.
-    assert_same_losses([{name: torch.cat([before[name][:2], after[name][2:]]) for name in losses}
-                        for before, after in zip(stopped, resumed)], losses)
+    assert_same_losses(
+        [
+            {name: torch.cat([before[name][:2], after[name][2:]]) for name in losses}
+            for before, after in zip(stopped, resumed)
+        ],
+        losses,
+    )
     files = [torch.load(folder / 'epoch_3.pth') for folder in (tmp_path, work_dir)]
     assert files[0]['meta']['dataset_meta'] == files[1]['meta']['dataset_meta']
     assert_close(files[0]['state_dict'], files[1]['state_dict'], rtol=1e-3, atol=1e-5)
@@ -220,9 +249,19 @@ def test_a_process_that_ends_stops_the_others_in_seconds_with_its_own_error(segm
     cfg.visualizer.name = str(tmp_path)
     cfg.custom_hooks.append(dict(type='Fail', how=how))
     # What torchrun starts its scripts with; a function that is split off has everything imported.
-    torchrun = elastic_launch(LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id=how, max_restarts=0, rdzv_backend='c10d',
-        rdzv_endpoint='127.0.0.1:0', start_method='fork'), _train_with_others)
+    torchrun = elastic_launch(
+        LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=2,
+            run_id=how,
+            max_restarts=0,
+            rdzv_backend='c10d',
+            rdzv_endpoint='127.0.0.1:0',
+            start_method='fork',
+        ),
+        _train_with_others,
+    )
     with pytest.raises(ChildFailedError) as caught:
         torchrun(cfg)
     # torchrun itself would lose its patience after 30 seconds.
@@ -231,10 +270,15 @@ def test_a_process_that_ends_stops_the_others_in_seconds_with_its_own_error(segm
     assert ('the first process has had enough' if how == 'raises' else 'Signal 9 (SIGKILL)') in str(caught.value)
 
 
-@pytest.mark.parametrize('name', [
-    'detection/retinanet_casvit-m_fpn_1x_coco.py', 'detection/mask-rcnn_casvit-m_fpn_1x_coco.py',
-    'segmentation/semantic-fpn_casvit-m_8xb4-40k_ade20k-512x512.py',
-    'segmentation/upernet_casvit-m_8xb2-160k_ade20k-512x512.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'detection/retinanet_casvit-m_fpn_1x_coco.py',
+        'detection/mask-rcnn_casvit-m_fpn_1x_coco.py',
+        'segmentation/semantic-fpn_casvit-m_8xb4-40k_ade20k-512x512.py',
+        'segmentation/upernet_casvit-m_8xb2-160k_ade20k-512x512.py',
+    ],
+)
 def test_no_parameter_is_without_a_gradient_whatever_is_frozen_or_in_the_batch(name):
     """Else DistributedDataParallel would stop, or have to look for such parameters in each step.
 

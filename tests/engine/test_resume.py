@@ -1,4 +1,5 @@
 """Runs that are killed by SIGKILL and resumed end as the run that was never stopped, bit for bit."""
+
 import signal
 
 import pytest

@@ -24,7 +24,7 @@ def test_channels_last_changes_the_format_and_not_the_numbers():
     roi_align = pytest.importorskip('mmcv.ops').RoIAlign
     torch.manual_seed(0)
     model = RoIModel(roi_align(output_size=7, spatial_scale=1 / 4, sampling_ratio=0)).eval()
-    x, rois = torch.randn(2, 3, 64, 96), torch.tensor([[0, 4., 8., 40., 60.], [1, 10., 0., 90., 30.]])
+    x, rois = torch.randn(2, 3, 64, 96), torch.tensor([[0, 4.0, 8.0, 40.0, 60.0], [1, 10.0, 0.0, 90.0, 30.0]])
     wanted = model(x, rois)
     hook, runner = ChannelsLastHook(), SimpleNamespace(model=model)
     for moment in (hook.before_train, hook.before_val, hook.before_test):

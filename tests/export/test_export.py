@@ -29,11 +29,10 @@ def has(name):
 
 
 def formats(*names):
-    return [pytest.param(name, marks=pytest.mark.skipif(not has(name), reason=f'{name} is not installed'))
-            for name in names or FORMATS]
-
-
-
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(not has(name), reason=f'{name} is not installed'))
+        for name in names or FORMATS
+    ]
 
 
 def check(model, path, sizes, tolerance=1e-4):
@@ -55,8 +54,9 @@ def test_a_backbone_agrees_in_every_format(name, tmp_path):
 @pytest.mark.parametrize('name', formats('onnx', 'torchscript'))
 def test_a_segmentor_takes_any_size_and_batch(name, tmp_path):
     model = tiny('upernet')
-    path = export(model, tmp_path / f'model{FORMATS[name].suffix}', what='segmentor', dynamic_batch=True,
-                  dynamic_size=True)
+    path = export(
+        model, tmp_path / f'model{FORMATS[name].suffix}', what='segmentor', dynamic_batch=True, dynamic_size=True
+    )
     check(model, path, [(64, 96), ODD, (100, 65)])
     images = torch.randn(3, 3, *ODD)
     with torch.no_grad():
@@ -71,8 +71,10 @@ def test_a_segmentor_in_executorch_takes_images_or_pixels(pixels, tmp_path):
     assert list(check(tiny('semantic_fpn'), path, [(64, 96)])) == ['logits']
 
 
-@pytest.mark.parametrize('twin, outputs', [
-    ('retinanet', {'detections', 'boxes', 'scores'}), ('mask_rcnn', {'detections', 'boxes', 'scores', 'masks'})])
+@pytest.mark.parametrize(
+    'twin, outputs',
+    [('retinanet', {'detections', 'boxes', 'scores'}), ('mask_rcnn', {'detections', 'boxes', 'scores', 'masks'})],
+)
 @pytest.mark.parametrize('name', formats('torchscript', 'onnx'))
 def test_a_detector_finds_what_mmdet_finds(name, twin, outputs, tmp_path):
     """The size is no multiple of 32, so that the graph pads and clips as mmdet does."""
@@ -104,8 +106,10 @@ def test_a_graph_takes_pixels(pixels, resize, tmp_path):
     assert load_exported(path).signature.pixels == pixels
 
 
-@pytest.mark.parametrize('name, precision', [
-    pytest.param('onnx', 'fp16', marks=pytest.mark.skipif(not has('onnx'), reason='no ONNX')), ('pt2', 'bf16')])
+@pytest.mark.parametrize(
+    'name, precision',
+    [pytest.param('onnx', 'fp16', marks=pytest.mark.skipif(not has('onnx'), reason='no ONNX')), ('pt2', 'bf16')],
+)
 def test_a_lower_precision_is_smaller_and_not_far_off(name, precision, tmp_path):
     model = tiny('semantic_fpn')
     suffix = FORMATS[name].suffix
@@ -125,14 +129,22 @@ def test_argmax_inside_gives_the_same_classes(tmp_path):
 
 
 needs_int8 = pytest.mark.skipif(
-    not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF')
+    not has('openvino') or importlib.util.find_spec('nncf') is None, reason='no OpenVINO or NNCF'
+)
 
 
 def export_int8(model, what, path):
     """Quantises a tiny model on made-up pictures."""
     signature = Signature('openvino', what, (64, 96), precision='int8')
-    export_quantised(model, signature, path, [checking.feed(picture, model.data_preprocessor, signature)
-                                              for picture in checking.drawn_pictures(2, (64, 96))])
+    export_quantised(
+        model,
+        signature,
+        path,
+        [
+            checking.feed(picture, model.data_preprocessor, signature)
+            for picture in checking.drawn_pictures(2, (64, 96))
+        ],
+    )
     return path
 
 
@@ -145,17 +157,21 @@ def test_int8_is_smaller_and_not_far_off(tmp_path):
     assert max(found.values()) > 1e-3  # it was really computed in less
     assert load_exported(path).signature.precision == 'int8'
     weights = sum(parameter.nbytes for parameter in model.backbone.parameters())
-    assert path.with_suffix('.bin').stat().st_size < .6 * weights
+    assert path.with_suffix('.bin').stat().st_size < 0.6 * weights
 
 
 @pytest.mark.slow
 @needs_int8
 def test_int8_rounds_layers_of_a_second_stage_and_nothing_else_behind_the_selection(tmp_path):
     import openvino
+
     path = export_int8(tiny('mask_rcnn'), 'detector', tmp_path / 'model.xml')
-    fed = {target.get_node().get_type_name()
-           for node in openvino.Core().read_model(path).get_ordered_ops()
-           if node.get_type_name() == 'FakeQuantize' for target in node.output(0).get_target_inputs()}
+    fed = {
+        target.get_node().get_type_name()
+        for node in openvino.Core().read_model(path).get_ordered_ops()
+        if node.get_type_name() == 'FakeQuantize'
+        for target in node.output(0).get_target_inputs()
+    }
     assert {'Convolution', 'MatMul', 'ConvolutionBackpropData'} <= fed
     assert not fed & {'Sqrt', 'Gather', 'ScatterNDUpdate', 'Subtract', 'ROIAlign', 'TopK'}
 
@@ -164,6 +180,7 @@ def test_int8_rounds_layers_of_a_second_stage_and_nothing_else_behind_the_select
 def test_int8_refuses_activations_that_explode(tmp_path):
     import openvino
     from openvino import opset13
+
     image = opset13.parameter([1, 3, 8, 8])
     conv = opset13.convolution(image, np.ones((4, 3, 1, 1), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
     network = openvino.Model([opset13.relu(conv)], [image])
@@ -190,12 +207,16 @@ def test_core_ml_gets_an_image_and_known_operators(what, tmp_path):
     import coremltools
 
     from mmcasvit.export.coreml import operators_of, output_shapes, outside_neural_engine
+
     path = export(tiny('semantic_fpn'), tmp_path / 'model.mlpackage', what=what, pixels='rgb', precision='fp16')
     model = coremltools.models.MLModel(str(path), skip_model_load=True)
     description = model.get_spec().description
     assert (description.input[0].type.imageType.height, description.input[0].type.imageType.width) == (64, 96)
-    assert output_shapes(path) == (dict(logits=(1, 8, 64, 96)) if what == 'segmentor' else {
-        f'stage{i + 1}': (1, CHANNELS[i], 16 // 2**i, 24 // 2**i) for i in range(4)})
+    assert output_shapes(path) == (
+        dict(logits=(1, 8, 64, 96))
+        if what == 'segmentor'
+        else {f'stage{i + 1}': (1, CHANNELS[i], 16 // 2**i, 24 // 2**i) for i in range(4)}
+    )
     operators = operators_of(path)
     assert operators['conv'] >= 50
     # coremltools makes norms of scale and shift; of the backbone's own, those of the four outputs are left.
@@ -229,20 +250,27 @@ def test_the_comparison_sees_another_model(twin, what, tmp_path):
 
 
 def test_differences_of_detections():
-    boxes = torch.tensor([[0., 0, 10, 10], [20, 20, 40, 40]])
-    wanted = dict(boxes=boxes, scores=torch.tensor([.9, .5]), labels=torch.tensor([0, 1]))
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    wanted = dict(boxes=boxes, scores=torch.tensor([0.9, 0.5]), labels=torch.tensor([0, 1]))
     difference = checking.Difference()
-    difference.add({**wanted, 'boxes': boxes + torch.tensor([.5, 0, 0, 0])}, wanted, diagonal=50)
-    assert difference.by_output == dict(detections=0, boxes=pytest.approx(.01), scores=0)
+    difference.add({**wanted, 'boxes': boxes + torch.tensor([0.5, 0, 0, 0])}, wanted, diagonal=50)
+    assert difference.by_output == dict(detections=0, boxes=pytest.approx(0.01), scores=0)
     difference.add({**wanted, 'labels': torch.tensor([0, 2])}, wanted, diagonal=50)
-    assert difference.by_output['detections'] == pytest.approx(.5 / 1.4)
+    assert difference.by_output['detections'] == pytest.approx(0.5 / 1.4)
     difference.add({name: value[:0] for name, value in wanted.items()}, wanted, diagonal=50)
     assert difference.by_output['detections'] == 1
 
 
-@pytest.mark.parametrize('twin, options', [
-    ('mask_rcnn', {}), ('mask_rcnn', dict(pixels='bgr')), ('semantic_fpn', {}), ('semantic_fpn', dict(argmax=True)),
-    ('retinanet', dict(what='backbone'))])
+@pytest.mark.parametrize(
+    'twin, options',
+    [
+        ('mask_rcnn', {}),
+        ('mask_rcnn', dict(pixels='bgr')),
+        ('semantic_fpn', {}),
+        ('semantic_fpn', dict(argmax=True)),
+        ('retinanet', dict(what='backbone')),
+    ],
+)
 def test_an_exported_model_takes_the_place_of_its_model(twin, options, tmp_path):
     """With pictures that are scaled and padded into the fixed size, as in an evaluation."""
     model = tiny(twin)
@@ -256,19 +284,22 @@ def test_an_exported_model_takes_the_place_of_its_model(twin, options, tmp_path)
         from mmseg.structures import SegDataSample as Sample
 
     def predictions(model):
-        meta = dict(img_shape=(64, 96), ori_shape=(128, 192), scale_factor=(.5, .5))
+        meta = dict(img_shape=(64, 96), ori_shape=(128, 192), scale_factor=(0.5, 0.5))
         return model.test_step({**data, 'data_samples': [Sample(metainfo=meta) for _ in data['inputs']]})
+
     for found, wanted in zip(predictions(substituted), predictions(model)):
         if what == 'segmentor':
             share = (found.pred_sem_seg.data == wanted.pred_sem_seg.data).float().mean()
-            assert share > (.9 if options else .999)  # classes are enlarged, not logits
+            assert share > (0.9 if options else 0.999)  # classes are enlarged, not logits
             continue
         found, wanted = found.pred_instances, wanted.pred_instances
         assert len(found) == len(wanted) > 0
         torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
         difference = checking.Difference()
-        difference.add(*({('boxes' if key == 'bboxes' else key): value for key, value in one.items()}
-                         for one in (found, wanted)), diagonal=100)
+        difference.add(
+            *({('boxes' if key == 'bboxes' else key): value for key, value in one.items()} for one in (found, wanted)),
+            diagonal=100,
+        )
         assert difference.largest < 1e-3, difference
 
 
@@ -281,13 +312,19 @@ def test_a_pipeline_is_fitted_to_a_fixed_size():
     assert fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480), dynamic_size=True)) == list(pipeline)
 
 
-@pytest.mark.parametrize('given, fitted, factor', [
-    ((100, 150), (64, 96), .64), ((150, 100), (64, 43), 64 / 150), ((20, 90), (21, 96), 96 / 90),
-    ((64, 96), (64, 96), 1)])
+@pytest.mark.parametrize(
+    'given, fitted, factor',
+    [
+        ((100, 150), (64, 96), 0.64),
+        ((150, 100), (64, 43), 64 / 150),
+        ((20, 90), (21, 96), 96 / 90),
+        ((64, 96), (64, 96), 1),
+    ],
+)
 def test_a_picture_is_scaled_into_a_size_lying_or_upright(given, fitted, factor):
     found = ResizeInto((64, 96))(dict(img=np.zeros((*given, 3), np.uint8)))
     assert found['img'].shape[:2] == found['img_shape'] == fitted
-    assert found['scale_factor'] == pytest.approx((factor, factor), rel=.03)
+    assert found['scale_factor'] == pytest.approx((factor, factor), rel=0.03)
 
 
 def test_a_file_of_someone_else_is_refused(tmp_path):
@@ -312,7 +349,7 @@ def test_a_missing_runtime_names_the_extra(monkeypatch, tmp_path):
 
 def test_what_cannot_be_exported_is_refused():
     model = copy.deepcopy(tiny('retinanet'))
-    model.bbox_head.test_cfg = Config(dict(nms=dict(type='soft_nms', iou_threshold=.5), nms_pre=10, max_per_img=5))
+    model.bbox_head.test_cfg = Config(dict(nms=dict(type='soft_nms', iou_threshold=0.5), nms_pre=10, max_per_img=5))
     with pytest.raises(UsageError, match='soft_nms'):
         build_graph(model, Signature('pt2', 'detector', (64, 96)))
     other = SimpleNamespace(signature=Signature('pt2', 'segmentor', (64, 96)), path='x.pt2')
@@ -335,23 +372,38 @@ def test_the_tool_exports_compares_and_exits_with_one_where_it_differs(run_tool,
     assert '| tiny.pt | fp32 |' in done.stdout
     done = run_tool('export.py', *common, '--precision', 'bf16', '--tolerance', 1e-6, cwd=checkpoint, expect=1)
     assert 'differs from PyTorch by' in done.stderr.splitlines()[-1]
-    done = run_tool('test.py', 'tiny.py', 'tiny.pth', '--exported', 'tiny.pt', '--work-dir', 'test', '--cfg-options',
-                    f'data_root={shapes}/ade', 'test_dataloader.num_workers=0',
-                    'test_dataloader.persistent_workers=False', cwd=checkpoint)
+    done = run_tool(
+        'test.py',
+        'tiny.py',
+        'tiny.pth',
+        '--exported',
+        'tiny.pt',
+        '--work-dir',
+        'test',
+        '--cfg-options',
+        f'data_root={shapes}/ade',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        cwd=checkpoint,
+    )
     assert 'mIoU' in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['--format', 'coreml', '--dynamic', 'size'], 'fixed batch and size'),
-    (['--format', 'onnx', '--precision', 'bf16'], 'not in bf16'),
-    (['--format', 'pt2', '--precision', 'int8'], 'not in int8'),
-    (['--format', 'openvino', '--precision', 'int8'], 'int8 needs'),
-    (['--format', 'pt2', '--what', 'backbone', '--argmax'], 'for segmentors'),
-    (['--format', 'pt2', '--resize'], '--resize needs --preprocess'),
-    (['--format', 'pt2', '--out', 'x.onnx'], r'ends in .pt2'),
-    (['--format', 'pt2', '--size', '8', '8'], 'at least 32'),
-    (['--format', 'pt2', '--out', 'nowhere/x.pt2'], 'no folder'),
-], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--format', 'coreml', '--dynamic', 'size'], 'fixed batch and size'),
+        (['--format', 'onnx', '--precision', 'bf16'], 'not in bf16'),
+        (['--format', 'pt2', '--precision', 'int8'], 'not in int8'),
+        (['--format', 'openvino', '--precision', 'int8'], 'int8 needs'),
+        (['--format', 'pt2', '--what', 'backbone', '--argmax'], 'for segmentors'),
+        (['--format', 'pt2', '--resize'], '--resize needs --preprocess'),
+        (['--format', 'pt2', '--out', 'x.onnx'], r'ends in .pt2'),
+        (['--format', 'pt2', '--size', '8', '8'], 'at least 32'),
+        (['--format', 'pt2', '--out', 'nowhere/x.pt2'], 'no folder'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
 def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     tool = load_tool('export')
     if {'coreml', 'onnx', 'openvino'} & {*arguments}:

@@ -1,4 +1,5 @@
 """A pickle that leaves a trace when it is executed."""
+
 import os
 
 
@@ -7,4 +8,4 @@ class Attack:
         self.trace = trace
 
     def __reduce__(self):
-        return os.mkdir, (self.trace, )
+        return os.mkdir, (self.trace,)

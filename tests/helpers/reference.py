@@ -2,6 +2,7 @@
 
 The figures are those of the authors' own implementation run in float64 on these made-up weights.
 """
+
 import argparse
 import json
 import zlib
@@ -25,13 +26,13 @@ def weight(key, shape):
     if key.endswith('num_batches_tracked'):
         return torch.zeros(tuple(shape), dtype=torch.int64)
     if key.endswith('running_var'):
-        value = rng.uniform(.5, 1.5, shape)
+        value = rng.uniform(0.5, 1.5, shape)
     elif key.endswith('running_mean') or key.endswith('bias'):
-        value = rng.normal(0, .1, shape)
+        value = rng.normal(0, 0.1, shape)
     elif len(shape) == 1:
-        value = rng.uniform(.3, .7, shape)
+        value = rng.uniform(0.3, 0.7, shape)
     else:
-        value = rng.normal(0, .7 / np.sqrt(np.prod(shape[1:])), shape)
+        value = rng.normal(0, 0.7 / np.sqrt(np.prod(shape[1:])), shape)
     return torch.from_numpy(np.asarray(value))
 
 
@@ -47,8 +48,11 @@ def fill(model):
 
 def published_weights(arch):
     """The state dict of an ImageNet checkpoint: the backbone without output norms, with both heads."""
-    shapes = {key: shape for key, shape in OFFICIAL_SHAPES[arch].items()
-              if not key.startswith(('norm0', 'norm2', 'norm4', 'norm6'))}
+    shapes = {
+        key: shape
+        for key, shape in OFFICIAL_SHAPES[arch].items()
+        if not key.startswith(('norm0', 'norm2', 'norm4', 'norm6'))
+    }
     width = shapes['network.6.0.norm1.weight'][0]
     shapes |= {f'norm.{name}': [width] for name in ('weight', 'bias', 'running_mean', 'running_var')}
     shapes |= {'norm.num_batches_tracked': []}
@@ -59,20 +63,33 @@ def published_weights(arch):
 
 def published_checkpoint(arch):
     """What the authors' training code saves."""
-    return dict(model=published_weights(arch), epoch=299, optimizer=dict(state={}, param_groups=[]),
-                args=argparse.Namespace(model=f'rcvit_{arch}', lr=6e-3))
+    return dict(
+        model=published_weights(arch),
+        epoch=299,
+        optimizer=dict(state={}, param_groups=[]),
+        args=argparse.Namespace(model=f'rcvit_{arch}', lr=6e-3),
+    )
 
 
 def published_dense_checkpoint(kind, arch):
     """What mmcv 1.5 saves of the authors' detector or segmentor; kind as in the names of the configs."""
     shapes = {f'backbone.{key}': shape for key, shape in OFFICIAL_SHAPES[arch].items()}
     shapes |= OLD_VERSIONS['shapes'][arch][kind]
-    state = OrderedDict((key, weight(key, shape).float() if shape else weight(key, shape))
-                        for key, shape in shapes.items())
+    state = OrderedDict(
+        (key, weight(key, shape).float() if shape else weight(key, shape)) for key, shape in shapes.items()
+    )
     detector = kind in ('retinanet', 'mask-rcnn')
-    meta = dict(CLASSES=tuple(f'class {i}' for i in range(80 if detector else 150)), epoch=12, iter=43980, seed=0,
-                hook_msgs=dict(best_score=np.float64(.4)), mmcv_version='1.5.3', time='Mon Jan  1 00:00:00 2024',
-                config='model = dict()', PALETTE=None if detector else [[i, 0, 0] for i in range(150)])
+    meta = dict(
+        CLASSES=tuple(f'class {i}' for i in range(80 if detector else 150)),
+        epoch=12,
+        iter=43980,
+        seed=0,
+        hook_msgs=dict(best_score=np.float64(0.4)),
+        mmcv_version='1.5.3',
+        time='Mon Jan  1 00:00:00 2024',
+        config='model = dict()',
+        PALETTE=None if detector else [[i, 0, 0] for i in range(150)],
+    )
     return dict(meta=meta, state_dict=state, optimizer=dict(state={}, param_groups=[dict(lr=2e-4, params=[0])]))
 
 
@@ -81,6 +98,7 @@ def functional_forward(state, x, training):
 
     Returns the four stage outputs, each ``(N, C_i, H / 2^(i+2), W / 2^(i+2))``.
     """
+
     def conv(x, name, **kwargs):
         return F.conv2d(x, state[f'{name}.weight'], state.get(f'{name}.bias'), **kwargs)
 

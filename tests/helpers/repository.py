@@ -1,4 +1,5 @@
 """The repository: its folders, its tools as modules, small variants of its configs."""
+
 import functools
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Detectors and segmentors of the repository with a backbone that is small enough for a test."""
+
 import functools
 import logging
 
@@ -12,8 +13,12 @@ from mmcasvit.export.formats import FORMATS
 from mmcasvit.export.formats import export as export_model
 from mmcasvit.export.signature import Signature
 
-TWINS = dict(retinanet='retinanet_casvit-xs_fpn_6e_shapes', mask_rcnn='mask-rcnn_casvit-xs_fpn_6e_shapes',
-             semantic_fpn='semantic-fpn_casvit-xs_600i_shapes', upernet='upernet_casvit-xs_600i_shapes')
+TWINS = dict(
+    retinanet='retinanet_casvit-xs_fpn_6e_shapes',
+    mask_rcnn='mask-rcnn_casvit-xs_fpn_6e_shapes',
+    semantic_fpn='semantic-fpn_casvit-xs_600i_shapes',
+    upernet='upernet_casvit-xs_600i_shapes',
+)
 CHANNELS = (8, 12, 16, 24)
 TINY = dict(depths=(1, 1, 2, 1), channels=CHANNELS)
 
@@ -47,13 +52,19 @@ def tiny(twin):
     logging.disable(logging.NOTSET)
     for part in model.modules():
         if isinstance(part, _BatchNorm):
-            nn.init.normal_(part.running_mean, std=.1)
-            nn.init.uniform_(part.running_var, .5, 2)
-            nn.init.normal_(part.bias, std=.1)
-    for layer in dict(retinanet=['bbox_head.retina_cls'],
-                      mask_rcnn=['rpn_head.rpn_cls', 'roi_head.bbox_head.fc_cls', 'rpn_head.rpn_reg',
-                                 'roi_head.mask_head.conv_logits']).get(twin, []):
-        nn.init.normal_(model.get_submodule(layer).weight, std=.1)
+            nn.init.normal_(part.running_mean, std=0.1)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.normal_(part.bias, std=0.1)
+    for layer in dict(
+        retinanet=['bbox_head.retina_cls'],
+        mask_rcnn=[
+            'rpn_head.rpn_cls',
+            'roi_head.bbox_head.fc_cls',
+            'rpn_head.rpn_reg',
+            'roi_head.mask_head.conv_logits',
+        ],
+    ).get(twin, []):
+        nn.init.normal_(model.get_submodule(layer).weight, std=0.1)
     return model.eval()
 
 

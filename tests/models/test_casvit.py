@@ -17,14 +17,15 @@ def tiny(**kwargs):
     return fill(CASViT(TINY, **kwargs))
 
 
-@pytest.mark.parametrize('case', OFFICIAL_OUTPUTS['features'], ids=lambda c: f"{c['arch']}-{c['seed']}-{c['mode']}")
+@pytest.mark.parametrize('case', OFFICIAL_OUTPUTS['features'], ids=lambda c: f'{c["arch"]}-{c["seed"]}-{c["mode"]}')
 def test_features_are_those_of_the_authors(case):
     model = fill(CASViT(case['arch']).double()).train(case['mode'] == 'train')
     check_features(model, case)
 
 
-@pytest.mark.parametrize('case', [c for c in OFFICIAL_OUTPUTS['features'] if c['mode'] == 'eval'],
-                         ids=lambda c: f"{c['arch']}-{c['seed']}")
+@pytest.mark.parametrize(
+    'case', [c for c in OFFICIAL_OUTPUTS['features'] if c['mode'] == 'eval'], ids=lambda c: f'{c["arch"]}-{c["seed"]}'
+)
 def test_features_with_folded_norms_are_those_of_the_authors(case):
     check_features(fill(CASViT(case['arch'], norm_eval=True).double()).train(), case)
 
@@ -41,17 +42,21 @@ def check_features(model, case):
         if (found[1] - wanted[1]).abs() > 1e-9 * wanted[1]:  # either convention of std may have been noted
             found[1] = flat.std()
         assert_close(found, wanted, rtol=1e-9, atol=1e-12)
-        assert_close(flat[expected['index']], torch.tensor(expected['value'], dtype=torch.float64),
-                     rtol=1e-9, atol=1e-12)
+        assert_close(
+            flat[expected['index']], torch.tensor(expected['value'], dtype=torch.float64), rtol=1e-9, atol=1e-12
+        )
 
 
-@pytest.mark.parametrize('training, norm_eval', [(False, False), (True, False), (True, True)],
-                         ids=['eval', 'train', 'norm_eval'])
+@pytest.mark.parametrize(
+    'training, norm_eval', [(False, False), (True, False), (True, True)], ids=['eval', 'train', 'norm_eval']
+)
 def test_outputs_and_gradients_equal_those_of_a_second_form(training, norm_eval):
     model = tiny(norm_eval=norm_eval).double().train(training)
     x = image(0, (2, 3, 64, 96)).requires_grad_()
-    state = {key: value.clone().requires_grad_(value.is_floating_point())
-             for key, value in copy.deepcopy(model.state_dict()).items()}
+    state = {
+        key: value.clone().requires_grad_(value.is_floating_point())
+        for key, value in copy.deepcopy(model.state_dict()).items()
+    }
     y = x.detach().clone().requires_grad_()
     outputs, expected = model(x), functional_forward(state, y, training and not norm_eval)
     assert_close(list(outputs), expected, **CLOSE)
@@ -76,8 +81,8 @@ def test_declared_channels_and_strides_are_the_real_ones(arch):
         outputs = model(torch.rand(1, 3, 64, 96))
     assert CASViT.strides == model.out_strides
     assert tuple(output.shape for output in outputs) == tuple(
-        (1, channels, 64 // stride, 96 // stride)
-        for channels, stride in zip(model.out_channels, model.out_strides))
+        (1, channels, 64 // stride, 96 // stride) for channels, stride in zip(model.out_channels, model.out_strides)
+    )
     settings = CASViT.arch_settings[arch] if isinstance(arch, str) else arch
     assert model.out_channels == settings['channels']
 
@@ -89,7 +94,7 @@ def test_any_size_from_32_pixels_works(height, width):
         assert output.shape[-2:] == (-(-height // stride), -(-width // stride))
 
 
-@pytest.mark.parametrize('indices', [(0, ), (3, ), (1, 2, 3), (-1, ), (0, -2), (-3, -2, -1), 2, [0, 2]], ids=str)
+@pytest.mark.parametrize('indices', [(0,), (3,), (1, 2, 3), (-1,), (0, -2), (-3, -2, -1), 2, [0, 2]], ids=str)
 def test_out_indices_select_stages(indices):
     x = torch.rand(1, 3, 64, 64)
     every = tiny().eval()(x)
@@ -99,27 +104,30 @@ def test_out_indices_select_stages(indices):
     assert model.out_channels == tuple(TINY['channels'][i] for i in wanted)
 
 
-@pytest.mark.parametrize('indices', [(0, ), (0, 2), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize('indices', [(0,), (0, 2), (1, 2, 3)], ids=str)
 def test_every_parameter_gets_a_gradient(indices):
     model = tiny(out_indices=indices)
     sum(output.mean() for output in model(torch.rand(2, 3, 64, 64))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(arch='xxl'), ValueError, "unknown arch 'xxl'.*xs, s, m, t, l"),
-    (dict(arch=dict(depths=(1, 1, 1, 1))), ValueError, 'depths and channels'),
-    (dict(arch=dict(depths=(1, 1, 1), channels=(8, 8, 8, 8))), ValueError, 'four positive integers'),
-    (dict(arch=dict(depths=(1, 1, 1, 1), channels=(7, 8, 8, 8))), ValueError, 'even'),
-    (dict(out_indices=(0, 4)), ValueError, '0, 1, 2, 3'),
-    (dict(out_indices=()), ValueError, '0, 1, 2, 3'),
-    (dict(out_indices=(3, -1)), ValueError, 'each once'),
-    (dict(frozen_stages=5), ValueError, '1 to 4'),
-    (dict(drop_path_rate=1.), ValueError, 'less than 1'),
-    (dict(with_cp='all'), ValueError, "False, True or 'selective', got 'all'"),
-    (dict(with_cp=1), ValueError, "False, True or 'selective', got 1"),
-    (dict(drop_path=.1), TypeError, "unexpected keyword argument 'drop_path'"),
-])
+@pytest.mark.parametrize(
+    'kwargs, error, words',
+    [
+        (dict(arch='xxl'), ValueError, "unknown arch 'xxl'.*xs, s, m, t, l"),
+        (dict(arch=dict(depths=(1, 1, 1, 1))), ValueError, 'depths and channels'),
+        (dict(arch=dict(depths=(1, 1, 1), channels=(8, 8, 8, 8))), ValueError, 'four positive integers'),
+        (dict(arch=dict(depths=(1, 1, 1, 1), channels=(7, 8, 8, 8))), ValueError, 'even'),
+        (dict(out_indices=(0, 4)), ValueError, '0, 1, 2, 3'),
+        (dict(out_indices=()), ValueError, '0, 1, 2, 3'),
+        (dict(out_indices=(3, -1)), ValueError, 'each once'),
+        (dict(frozen_stages=5), ValueError, '1 to 4'),
+        (dict(drop_path_rate=1.0), ValueError, 'less than 1'),
+        (dict(with_cp='all'), ValueError, "False, True or 'selective', got 'all'"),
+        (dict(with_cp=1), ValueError, "False, True or 'selective', got 1"),
+        (dict(drop_path=0.1), TypeError, "unexpected keyword argument 'drop_path'"),
+    ],
+)
 def test_a_wrong_argument_is_answered_with_the_valid_ones(kwargs, error, words):
     with pytest.raises(error, match=words):
         CASViT(**kwargs)
@@ -135,7 +143,7 @@ def test_the_constructor_leaves_its_arguments_alone():
 def test_frozen_stages(frozen_stages):
     model = tiny(frozen_stages=frozen_stages).train()
     parts = [['patch_embed.']] + [[f'network.{2 * k}.'] + [f'network.{2 * k - 1}.'] * (k > 0) for k in range(4)]
-    frozen = tuple(name for part in parts[:frozen_stages + 1] for name in part)
+    frozen = tuple(name for part in parts[: frozen_stages + 1] for name in part)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != name.startswith(frozen or '-'), name
     before = copy.deepcopy(model.state_dict())
@@ -158,13 +166,13 @@ def test_norm_eval_keeps_statistics(norm_type):
 
 
 def test_drop_path_rises_linearly_over_all_blocks():
-    model = CASViT(TINY, drop_path_rate=.4)
-    rates = [getattr(block.drop_path, 'drop_prob', 0.) for stage in model.network[::2] for block in stage]
-    assert_close(torch.tensor(rates), torch.tensor([0., .1, .2, .3, .4]))
+    model = CASViT(TINY, drop_path_rate=0.4)
+    rates = [getattr(block.drop_path, 'drop_prob', 0.0) for stage in model.network[::2] for block in stage]
+    assert_close(torch.tensor(rates), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]))
 
 
 def test_drop_path_acts_in_training_alone():
-    model = tiny(drop_path_rate=.9, norm_eval=True)
+    model = tiny(drop_path_rate=0.9, norm_eval=True)
     x = torch.rand(1, 3, 64, 64)
     plain = tiny().eval()(x)
     assert_close(model.eval()(x), plain)
@@ -172,7 +180,7 @@ def test_drop_path_acts_in_training_alone():
     assert not torch.allclose(model.train()(x)[-1], plain[-1])
 
 
-@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, .1), (torch.float16, .02)], ids=str)
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
 def test_autocast_stays_near_full_precision(dtype, tolerance):
     model = tiny().eval()
     x = torch.randn(1, 3, 64, 64)

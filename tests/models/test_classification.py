@@ -1,4 +1,5 @@
 """The ImageNet classifier: the authors' function, the published recipes, the changing image sizes, the tools."""
+
 import importlib.util
 import json
 import pickle
@@ -39,16 +40,33 @@ TRAIN_XS = FOLDER / 'casvit-xs_8xb128-300e_in1k-224.py'
 SHAPES = FOLDER / 'casvit-xs_8e_shapes.py'
 # Both of one kind: the batch is that of one GPU, and the gradients of two steps are gathered on 8 of them.
 RECIPES = {
-    '_8xb128-300e_in1k-224': dict(lr=6e-3, epochs=300, batch=128, base=1024, size=224, drop_path=.1, cosine=(20, 300),
-                                  sizes=(160, 192, 224, 256, 288, 320)),
-    '_ft-8xb64-30e_in1k-384': dict(lr=5e-5, epochs=30, batch=64, base=512, size=384, drop_path=0., cosine=None,
-                                   sizes=(160, 192, 256, 288, 320, 384)),
+    '_8xb128-300e_in1k-224': dict(
+        lr=6e-3,
+        epochs=300,
+        batch=128,
+        base=1024,
+        size=224,
+        drop_path=0.1,
+        cosine=(20, 300),
+        sizes=(160, 192, 224, 256, 288, 320),
+    ),
+    '_ft-8xb64-30e_in1k-384': dict(
+        lr=5e-5,
+        epochs=30,
+        batch=64,
+        base=512,
+        size=384,
+        drop_path=0.0,
+        cosine=None,
+        sizes=(160, 192, 256, 288, 320, 384),
+    ),
 }
 PUBLISHED_MILLIONS = dict(xs=3.20, s=5.76, m=12.42, t=21.76)
 
 needs_mmpretrain = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ('mmpretrain', 'torchvision')),
-    reason='needs mmpretrain and torchvision')
+    reason='needs mmpretrain and torchvision',
+)
 
 
 def load(path):
@@ -59,11 +77,12 @@ def load(path):
 
 def build(cfg):
     from mmpretrain.registry import MODELS
+
     return MODELS.build(cfg.model)
 
 
 @needs_mmpretrain
-@pytest.mark.parametrize('case', OFFICIAL_OUTPUTS['logits'], ids=lambda c: f"{c['arch']}-{c['seed']}-{c['mode']}")
+@pytest.mark.parametrize('case', OFFICIAL_OUTPUTS['logits'], ids=lambda c: f'{c["arch"]}-{c["seed"]}-{c["mode"]}')
 def test_logits_are_those_of_the_authors(case):
     model = build(load(FOLDER / f'casvit-{case["arch"]}_8xb128-300e_in1k-224.py')).double()
     state = {key: weight(key, value.shape) for key, value in to_authors_names(model.state_dict()).items()}
@@ -89,22 +108,24 @@ def test_the_model_is_the_published_one_tensor_by_tensor(arch):
 @needs_mmpretrain
 def test_both_heads_learn_the_smoothed_labels():
     from mmpretrain.structures import DataSample
+
     load(TRAIN_XS)
     from mmcasvit.models.cls_head import CASViTClsHead
-    head = CASViTClsHead(5, 8, loss=dict(type='LabelSmoothLoss', label_smooth_val=.1, mode='original'), cal_acc=True)
+
+    head = CASViTClsHead(5, 8, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'), cal_acc=True)
     head.init_weights()
-    assert 0 < head.dist_head.weight.std() < .04
+    assert 0 < head.dist_head.weight.std() < 0.04
     assert not torch.equal(head.head.weight, head.dist_head.weight)
     feats, labels = torch.randn(7, 8), torch.arange(7) % 5
-    losses = head.loss((feats, ), [DataSample().set_gt_label(int(label)) for label in labels])
-    expected = [F.cross_entropy(layer(feats), labels, label_smoothing=.1) for layer in (head.head, head.dist_head)]
+    losses = head.loss((feats,), [DataSample().set_gt_label(int(label)) for label in labels])
+    expected = [F.cross_entropy(layer(feats), labels, label_smoothing=0.1) for layer in (head.head, head.dist_head)]
     assert_close(losses['loss'], sum(expected) / 2)
-    right = (head((feats, )).argmax(1) == labels).float().mean() * 100
+    right = (head((feats,)).argmax(1) == labels).float().mean() * 100
     assert_close(losses['accuracy_top-1'][0].item(), right.item())
     losses['loss'].backward()
     assert all(p.grad.abs().sum() > 0 for p in head.parameters())
     with pytest.raises(TypeError, match='topks'):
-        CASViTClsHead(5, 8, topks=(1, ))
+        CASViTClsHead(5, 8, topks=(1,))
 
 
 @needs_mmpretrain
@@ -116,7 +137,7 @@ def test_a_recipe_holds_its_figures(arch, ending):
     backbone, head = cfg.model.backbone, cfg.model.head
     assert (backbone.arch, backbone.drop_path_rate) == (arch, recipe['drop_path'])
     assert (head.num_classes, head.in_channels) == (1000, CASViT.arch_settings[arch]['channels'][-1])
-    assert (head.loss.type, head.loss.label_smooth_val) == ('LabelSmoothLoss', .1)
+    assert (head.loss.type, head.loss.label_smooth_val) == ('LabelSmoothLoss', 0.1)
 
     wrapper = cfg.optim_wrapper
     assert (wrapper.optimizer.type, wrapper.optimizer.lr, wrapper.get('clip_grad')) == ('AdamW', recipe['lr'], None)
@@ -124,22 +145,28 @@ def test_a_recipe_holds_its_figures(arch, ending):
     assert 8 * recipe['batch'] == recipe['base'] == cfg.auto_scale_lr.base_batch_size
     assert wrapper.accumulative_counts * recipe['base'] == (2048 if recipe['epochs'] == 300 else 1024)
     ema = next(hook for hook in cfg.custom_hooks if hook.type == 'EMAHook')
-    assert (1 - ema.momentum, ema.interval, ema.update_buffers) == (.9995, wrapper.accumulative_counts, True)
+    assert (1 - ema.momentum, ema.interval, ema.update_buffers) == (0.9995, wrapper.accumulative_counts, True)
 
     warmup, *rest = cfg.param_scheduler
     assert (warmup.type, warmup.begin, warmup.end, warmup.by_epoch) == ('LinearLR', 0, 20, True)
     assert cfg.train_cfg.max_epochs == recipe['epochs']
     assert [(s.type, s.begin, s.end, s.eta_min) for s in rest] == (
-        [('CosineAnnealingLR', *recipe['cosine'], 1e-6)] if recipe['cosine'] else [])
+        [('CosineAnnealingLR', *recipe['cosine'], 1e-6)] if recipe['cosine'] else []
+    )
 
     sampler = cfg.train_dataloader.batch_sampler
     assert (tuple(sampler.sizes), sampler.base_size) == (recipe['sizes'], recipe['size'])
     augment = next(t for t in cfg.train_dataloader.dataset.dataset.pipeline if t.type == 'RandAugment')
     assert (augment.policies, augment.num_policies, augment.magnitude_level, augment.magnitude_std) == (
-        'timm_increasing', 2, 9, .5)
+        'timm_increasing',
+        2,
+        9,
+        0.5,
+    )
     resizes = [t for t in cfg.test_dataloader.dataset.pipeline if t.type in ('ResizeEdge', 'CenterCrop', 'Resize')]
     assert [(t.type, t.get('scale', t.get('crop_size'))) for t in resizes] == (
-        [('ResizeEdge', 256), ('CenterCrop', 224)] if recipe['size'] == 224 else [('Resize', (384, 384))])
+        [('ResizeEdge', 256), ('CenterCrop', 224)] if recipe['size'] == 224 else [('Resize', (384, 384))]
+    )
 
 
 @needs_mmpretrain
@@ -148,7 +175,7 @@ def test_biases_and_norms_do_not_decay():
     optimizer = build_optim_wrapper(build(cfg), cfg.optim_wrapper).optimizer
     for group in optimizer.param_groups:
         for parameter in group['params']:
-            assert group['weight_decay'] == (.05 if parameter.ndim > 1 else 0)
+            assert group['weight_decay'] == (0.05 if parameter.ndim > 1 else 0)
 
 
 @needs_mmpretrain
@@ -159,6 +186,7 @@ def test_there_is_a_config_for_every_arch_and_no_other():
 
 class Order:
     """A sampler as mmengine hands it over."""
+
     seed = 3
 
     def __init__(self, length, epoch=0):
@@ -173,11 +201,12 @@ class Order:
 
 @needs_mmpretrain
 class TestMultiScale:
-
     def sampler(self, length=1000, epoch=0, **kwargs):
         from mmcasvit.datasets.multi_scale import MultiScaleBatchSampler
-        return MultiScaleBatchSampler(Order(length, epoch), **dict(dict(batch_size=8, sizes=(32, 64, 96), base_size=64),
-                                                                   **kwargs))
+
+        return MultiScaleBatchSampler(
+            Order(length, epoch), **dict(dict(batch_size=8, sizes=(32, 64, 96), base_size=64), **kwargs)
+        )
 
     @pytest.mark.parametrize('length', [1, 7, 32, 47, 48, 49, 1000])
     def test_every_image_comes_once_in_batches_of_one_size(self, length):
@@ -200,6 +229,7 @@ class TestMultiScale:
 
     def test_processes_get_other_images_of_the_same_size(self, monkeypatch):
         from mmcasvit.datasets.multi_scale import MultiScaleBatchSampler
+
         batches = []
         for rank in range(2):
             monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, 2))
@@ -223,10 +253,16 @@ class TestMultiScale:
 
     def test_the_loader_crops_to_the_size_of_the_batch(self, shapes):
         from mmengine.runner import Runner
+
         cfg = load(SHAPES)
-        cfg.merge_from_dict({'train_dataloader.dataset.dataset.data_root': f'{shapes}/imagenet',
-                             'train_dataloader.batch_size': 2, 'train_dataloader.num_workers': 0,
-                             'train_dataloader.persistent_workers': False})
+        cfg.merge_from_dict(
+            {
+                'train_dataloader.dataset.dataset.data_root': f'{shapes}/imagenet',
+                'train_dataloader.batch_size': 2,
+                'train_dataloader.num_workers': 0,
+                'train_dataloader.persistent_workers': False,
+            }
+        )
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         loader.batch_sampler.sampler.set_epoch(1)
         batches = list(loader)
@@ -237,6 +273,7 @@ class TestMultiScale:
 
     def test_an_image_that_cannot_be_read_gives_way_to_another_one(self, shapes, tmp_path):
         from mmpretrain.registry import DATASETS
+
         root = shutil.copytree(shapes / 'imagenet', tmp_path / 'imagenet')
         cfg = load(SHAPES).train_dataloader.dataset
         cfg.dataset.data_root = str(root)
@@ -262,8 +299,9 @@ def published_scores(photos):
     state = published_weights('xs')
     state |= {key.replace('norm.', 'norm6.'): value for key, value in state.items() if key.startswith('norm.')}
     for stage, width in zip((0, 2, 4), CASViT.arch_settings['xs']['channels']):  # not looked at
-        state |= {f'norm{stage}.{name}': torch.ones(width) for name in ('weight', 'bias', 'running_mean',
-                                                                         'running_var')}
+        state |= {
+            f'norm{stage}.{name}': torch.ones(width) for name in ('weight', 'bias', 'running_mean', 'running_var')
+        }
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     rgb = torch.from_numpy(np.stack(photos)[:, 16:240, 16:240, ::-1].copy()).float()
     pooled = functional_forward(state, ((rgb - mean) / std).permute(0, 3, 1, 2), training=False)[3].mean((2, 3))
@@ -284,9 +322,22 @@ def test_a_published_file_evaluates_and_predicts_with_nothing_missing(run_tool, 
     labels = [int(scores[0].argmax()), 0, 1, 2]
     (tmp_path / 'imagenet/meta/val.txt').write_text(''.join(f'{i}.png {k}\n' for i, k in enumerate(labels)))
 
-    run_tool('test.py', TRAIN_XS, published_file, '--work-dir', 'test', '--out', 'scores.pkl', '--show-dir', 'drawn',
-             '--cfg-options', f'data_root={tmp_path}/imagenet/', 'test_dataloader.num_workers=0',
-             'test_dataloader.persistent_workers=False', cwd=tmp_path)
+    run_tool(
+        'test.py',
+        TRAIN_XS,
+        published_file,
+        '--work-dir',
+        'test',
+        '--out',
+        'scores.pkl',
+        '--show-dir',
+        'drawn',
+        '--cfg-options',
+        f'data_root={tmp_path}/imagenet/',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        cwd=tmp_path,
+    )
     found = pickle.loads((tmp_path / 'scores.pkl').read_bytes())
     assert_close(torch.stack([sample['pred_score'] for sample in found]), scores)
     metrics = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
@@ -294,8 +345,17 @@ def test_a_published_file_evaluates_and_predicts_with_nothing_missing(run_tool, 
     assert metrics['accuracy/top1'] == pytest.approx(25 * right)
     assert len(list((tmp_path / 'drawn').iterdir())) == 4
 
-    run_tool('infer.py', tmp_path / 'imagenet/val', TRAIN_XS, published_file, '--out-dir', 'out', '--batch-size', '3',
-             cwd=tmp_path)
+    run_tool(
+        'infer.py',
+        tmp_path / 'imagenet/val',
+        TRAIN_XS,
+        published_file,
+        '--out-dir',
+        'out',
+        '--batch-size',
+        '3',
+        cwd=tmp_path,
+    )
     for i, row in enumerate(scores):
         answer = json.loads((tmp_path / f'out/preds/{i}.json').read_text())
         assert_close(torch.tensor(answer['pred_scores']), row)
@@ -331,12 +391,14 @@ param_scheduler = []
 @pytest.mark.slow
 def test_a_checkpoint_holds_the_moving_average_and_resumes_from_it(trained):
     first, second = (torch.load(trained[0] / f'run/epoch_{k}.pth', weights_only=False) for k in (1, 2))
-    plain = [{key.removeprefix('module.'): value for key, value in content['ema_state_dict'].items()}
-             for content in (first, second)]
+    plain = [
+        {key.removeprefix('module.'): value for key, value in content['ema_state_dict'].items()}
+        for content in (first, second)
+    ]
     assert_close(first['state_dict'], {key: value for key, value in plain[0].items() if key != 'steps'})
     for key, average in second['state_dict'].items():
         if average.is_floating_point():
-            assert_close(average, .95 * plain[0][key] + .05 * plain[1][key], msg=key)
+            assert_close(average, 0.95 * plain[0][key] + 0.05 * plain[1][key], msg=key)
     assert not torch.equal(plain[0]['head.dist_head.weight'], plain[1]['head.dist_head.weight'])
     assert int(plain[1]['steps']) == 2
 
@@ -345,12 +407,20 @@ def test_a_checkpoint_holds_the_moving_average_and_resumes_from_it(trained):
 @pytest.mark.slow
 def test_a_checkpoint_feeds_the_dense_recipes(trained, tmp_path):
     checkpoint = str(trained[0] / 'run/epoch_2.pth')
-    cfg = Config.fromfile(write_tiny_config(
-        tmp_path / 'tiny.py', ROOT / 'configs/detection/retinanet_casvit-xs_fpn_1x_coco.py', (12, 16, 24)))
-    cfg.merge_from_dict({'model.backbone.arch.channels': (8, 12, 16, 24),
-                         'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=checkpoint)})
+    cfg = Config.fromfile(
+        write_tiny_config(
+            tmp_path / 'tiny.py', ROOT / 'configs/detection/retinanet_casvit-xs_fpn_1x_coco.py', (12, 16, 24)
+        )
+    )
+    cfg.merge_from_dict(
+        {
+            'model.backbone.arch.channels': (8, 12, 16, 24),
+            'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=checkpoint),
+        }
+    )
     with DefaultScope.overwrite_default_scope('mmdet'):
         from mmdet.registry import MODELS
+
         model = MODELS.build(cfg.model)
         model.init_weights()
     averages = torch.load(checkpoint, weights_only=False)['state_dict']
@@ -385,11 +455,12 @@ def test_the_made_up_pictures_are_one_object_each(shapes):
         colour = np.array(COLOURS[category]) / np.linalg.norm(COLOURS[category])
         middle = picture[24:40, 24:40].reshape(-1, 3).astype(float)
         likeness = middle @ colour / np.linalg.norm(middle, axis=1)
-        assert (likeness > .95).any(), category
+        assert (likeness > 0.95).any(), category
 
 
 def test_missing_images_are_named_with_the_way_to_get_them(monkeypatch, tmp_path):
     from mmcasvit.apis.preflight import check_data
+
     monkeypatch.chdir(tmp_path)
     dataset = Config.fromfile(FOLDER / '_base_/imagenet.py').train_dataloader.dataset
     cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))

@@ -58,7 +58,7 @@ def test_outputs_are_those_of_the_model(arch, size):
 
 
 def test_the_model_is_left_as_it_was():
-    model = tiny(drop_path_rate=.5, frozen_stages=1).train()
+    model = tiny(drop_path_rate=0.5, frozen_stages=1).train()
     before, parts = copy.deepcopy(model.state_dict()), list(model.modules())
     flags = [(part.training, part) for part in parts], [p.requires_grad for p in model.parameters()]
     deployed = deploy(model)
@@ -69,12 +69,22 @@ def test_the_model_is_left_as_it_was():
     assert not any(p.requires_grad for p in deployed.parameters())
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(norm_cfg=dict(type='SyncBN')), dict(norm_cfg=dict(type='BN', affine=False)),
-    dict(norm_cfg=dict(type='BN', eps=.01)), dict(act_cfg=dict(type='SiLU')), dict(act_cfg=dict(type='LeakyReLU')),
-    dict(in_channels=5), dict(out_indices=(0, 2)), dict(out_indices=3), dict(frozen_stages=2, norm_eval=True),
-    dict(drop_path_rate=.5, with_cp=True),
-], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(norm_cfg=dict(type='SyncBN')),
+        dict(norm_cfg=dict(type='BN', affine=False)),
+        dict(norm_cfg=dict(type='BN', eps=0.01)),
+        dict(act_cfg=dict(type='SiLU')),
+        dict(act_cfg=dict(type='LeakyReLU')),
+        dict(in_channels=5),
+        dict(out_indices=(0, 2)),
+        dict(out_indices=3),
+        dict(frozen_stages=2, norm_eval=True),
+        dict(drop_path_rate=0.5, with_cp=True),
+    ],
+    ids=str,
+)
 def test_variants(kwargs):
     model = tiny(**kwargs).double()
     x = image(1, (2, kwargs.get('in_channels', 3), 64, 64))
@@ -86,8 +96,11 @@ def test_variants(kwargs):
     assert_near(deployed(x), wanted)
 
 
-@pytest.mark.parametrize('norm_cfg', [dict(type='GN', num_groups=4), dict(type='BN', track_running_stats=False),
-                                      dict(type='IN', affine=True)], ids=lambda cfg: cfg['type'])
+@pytest.mark.parametrize(
+    'norm_cfg',
+    [dict(type='GN', num_groups=4), dict(type='BN', track_running_stats=False), dict(type='IN', affine=True)],
+    ids=lambda cfg: cfg['type'],
+)
 def test_norms_that_cannot_be_folded_are_kept(norm_cfg):
     model = tiny(norm_cfg=norm_cfg).double()
     kept = [type(part) for part in model.modules() if type(part) is type(model.norm0)]
@@ -155,7 +168,8 @@ def test_it_exports_as_plain_operations_for_other_sizes_too():
     model = fill(CASViT(dict(depths=(1, 1, 1, 1), channels=(4, 4, 4, 4)))).eval().double()
     auto = torch.export.Dim.AUTO
     exported = torch.export.export(
-        deploy(model), (image(7, (2, 3, 64, 96)), ), dynamic_shapes=({0: auto, 2: auto, 3: auto}, ))
+        deploy(model), (image(7, (2, 3, 64, 96)),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
+    )
     for shape in [(2, 3, 64, 96), (3, 3, 77, 131)]:
         assert_near(exported.module()(image(8, shape)), model(image(8, shape)))
     functional = exported.run_decompositions()
@@ -213,7 +227,7 @@ def test_the_compiler_gets_the_mlp_of_large_maps_as_one_operator(size, operators
 @pytest.mark.parametrize('dtype, biased', [(torch.float64, True), (torch.float32, False)], ids=str)
 def test_the_operator_keeps_the_rules_of_the_compiler(dtype, biased, monkeypatch):
     monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', 5)
-    shapes = [(2, 4, 3, 5), (16, 4, 1, 1), (16, ), (4, 16, 1, 1), (4, )]
+    shapes = [(2, 4, 3, 5), (16, 4, 1, 1), (16,), (4, 16, 1, 1), (4,)]
     x, weight1, bias1, weight2, bias2 = (image(i, shape).to(dtype) for i, shape in enumerate(shapes))
     arguments = x, weight1, bias1, weight2, bias2 if biased else None, 'none'
     torch.library.opcheck(torch.ops.mmcasvit.with_mlp.default, arguments)
@@ -230,7 +244,7 @@ def test_low_precision(dtype):
     low = deploy(model).to(dtype)(x.to(dtype))
     for outputs in (mixed, low):
         for output, expected in zip(outputs, wanted):
-            assert (output.float() - expected).norm() < .03 * expected.norm()
+            assert (output.float() - expected).norm() < 0.03 * expected.norm()
 
 
 class Model(nn.Module):
@@ -256,21 +270,32 @@ def test_norms_of_heads_are_folded_where_the_formula_holds():
     sharing = head(), head()
     sharing[1].conv = sharing[0].conv
     folded = [head(), head(act_cfg=None, norm_cfg=dict(type='SyncBN')), head(bias=True, groups=2), *sharing]
-    kept = [head(order=('norm', 'conv', 'act')), head(order=('conv', 'act', 'norm')), head(with_spectral_norm=True),
-            head(conv_cfg=dict(type='ConvWS')), head(norm_cfg=dict(type='GN', num_groups=2)),
-            head(norm_cfg=dict(type='BN', track_running_stats=False)), head(conv_cfg=dict(type='deconv'))]
+    kept = [
+        head(order=('norm', 'conv', 'act')),
+        head(order=('conv', 'act', 'norm')),
+        head(with_spectral_norm=True),
+        head(conv_cfg=dict(type='ConvWS')),
+        head(norm_cfg=dict(type='GN', num_groups=2)),
+        head(norm_cfg=dict(type='BN', track_running_stats=False)),
+        head(conv_cfg=dict(type='deconv')),
+    ]
     model = fill(Model(*folded, *kept)).eval().double()
     for part in folded:  # as mmengine's switch does for training
         part.turn_on_efficient_conv_bn_eval()
     deployed, x = deploy(model), image(11, (2, 3, 64, 64))
     assert_near(deployed(x), model(x))
-    assert norms(deployed.heads[:len(folded)]) == []
-    assert [any(map(bool, norms(part))) or 'gn' in dict(part.named_children()) for part in
-            deployed.heads[len(folded):]] == [True] * len(kept)
+    assert norms(deployed.heads[: len(folded)]) == []
+    assert [
+        any(map(bool, norms(part))) or 'gn' in dict(part.named_children()) for part in deployed.heads[len(folded) :]
+    ] == [True] * len(kept)
 
 
-CONFIGS = ['retinanet_casvit-xs_fpn_1x_coco', 'mask-rcnn_casvit-xs_fpn_1x_coco',
-           'semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512', 'upernet_casvit-xs_8xb2-160k_ade20k-512x512']
+CONFIGS = [
+    'retinanet_casvit-xs_fpn_1x_coco',
+    'mask-rcnn_casvit-xs_fpn_1x_coco',
+    'semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512',
+    'upernet_casvit-xs_8xb2-160k_ade20k-512x512',
+]
 
 
 def tiny_config(name):
@@ -369,28 +394,43 @@ def test_the_hook_deploys_averaged_weights_where_another_hook_puts_them_in_place
 @pytest.fixture
 def evaluate(run_tool, tmp_path):
     """Evaluates a tiny model with random statistics, as it is and deployed; returns its metrics and where it wrote."""
+
     def run(config, out, *options):
         cfg = tiny_config(config)
         cfg.dump(tmp_path / 'tiny.py')
         torch.save(dict(state_dict=fill(get_model(cfg)).state_dict()), tmp_path / 'tiny.pth')
         found = []
         for name, flags in (('plain', []), ('deployed', ['--deploy'])):
-            done = run_tool('test.py', 'tiny.py', 'tiny.pth', *flags, '--work-dir', name, '--out', f'{name}_{out}',
-                            '--cfg-options', *options, 'test_dataloader.num_workers=0',
-                            'test_dataloader.persistent_workers=False', cwd=tmp_path)
+            done = run_tool(
+                'test.py',
+                'tiny.py',
+                'tiny.pth',
+                *flags,
+                '--work-dir',
+                name,
+                '--out',
+                f'{name}_{out}',
+                '--cfg-options',
+                *options,
+                'test_dataloader.num_workers=0',
+                'test_dataloader.persistent_workers=False',
+                cwd=tmp_path,
+            )
             assert ('deploy form' in done.stdout + done.stderr) == bool(flags)
             metrics = json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
             metrics = {key: value for key, value in metrics.items() if 'time' not in key}
             found.append((metrics, tmp_path / f'{name}_{out}'))
         return found
+
     return run
 
 
 @pytest.mark.slow
 def test_a_detector_is_evaluated_deployed(evaluate, shapes):
     (plain, plain_file), (deployed, deployed_file) = evaluate(
-        'retinanet_casvit-xs_fpn_6e_shapes', 'out.pkl', f'data_root={shapes}/coco/', 'model.test_cfg.score_thr=0.')
-    assert plain == pytest.approx(deployed, abs=.01)
+        'retinanet_casvit-xs_fpn_6e_shapes', 'out.pkl', f'data_root={shapes}/coco/', 'model.test_cfg.score_thr=0.'
+    )
+    assert plain == pytest.approx(deployed, abs=0.01)
     for a, b in zip(*(pickle.loads(file.read_bytes()) for file in (plain_file, deployed_file))):
         assert len(a['pred_instances']['scores']) == 100
         assert_close(b['pred_instances']['scores'], a['pred_instances']['scores'], rtol=1e-4, atol=1e-6)
@@ -399,12 +439,12 @@ def test_a_detector_is_evaluated_deployed(evaluate, shapes):
 @pytest.mark.slow
 def test_a_segmentor_is_evaluated_deployed(evaluate, shapes):
     (plain, plain_masks), (deployed, deployed_masks) = evaluate(
-        'semantic-fpn_casvit-xs_600i_shapes', 'masks', f'data_root={shapes}/ade',
-        'model.data_preprocessor.size=(64,96)')
+        'semantic-fpn_casvit-xs_600i_shapes', 'masks', f'data_root={shapes}/ade', 'model.data_preprocessor.size=(64,96)'
+    )
     assert plain['mIoU'] > 0
-    assert plain == pytest.approx(deployed, abs=.05)
+    assert plain == pytest.approx(deployed, abs=0.05)
     for file in plain_masks.iterdir():
-        assert (cv2.imread(str(file), -1) == cv2.imread(str(deployed_masks / file.name), -1)).mean() > .999
+        assert (cv2.imread(str(file), -1) == cv2.imread(str(deployed_masks / file.name), -1)).mean() > 0.999
 
 
 def test_a_model_without_casvit_cannot_be_deployed_by_the_tools():

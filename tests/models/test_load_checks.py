@@ -1,4 +1,5 @@
 """A file that does not fit is never loaded in silence, whichever program loads it."""
+
 import copy
 import pickle
 
@@ -57,13 +58,17 @@ def save(content, path):
     return str(path)
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda state: dict(state_dict=state, meta={}),
-    lambda state: dict(model=state, optimizer=dict(state={}), epoch=3),
-    lambda state: dict(model_ema=state),
-    lambda state: state,
-    lambda state: dict(model={f'module.{key}': value for key, value in state.items()}),
-], ids=['state_dict', 'model', 'model_ema', 'bare', 'module'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: dict(state_dict=state, meta={}),
+        lambda state: dict(model=state, optimizer=dict(state={}), epoch=3),
+        lambda state: dict(model_ema=state),
+        lambda state: state,
+        lambda state: dict(model={f'module.{key}': value for key, value in state.items()}),
+    ],
+    ids=['state_dict', 'model', 'model_ema', 'bare', 'module'],
+)
 def test_mmengine_loads_weights_from_wherever_they_are(tmp_path, wrap, log):
     wanted = fill(Model()).state_dict()
     model = Model()
@@ -75,27 +80,40 @@ def test_mmengine_loads_weights_from_wherever_they_are(tmp_path, wrap, log):
 
 def test_mmengine_loads_safetensors(tmp_path):
     wanted = fill(Model()).state_dict()
-    write_checkpoint(dict(state_dict=wanted, meta=dict(dataset_meta=dict(classes=('a', 'b')))),
-                     tmp_path / 'x.safetensors')
+    write_checkpoint(
+        dict(state_dict=wanted, meta=dict(dataset_meta=dict(classes=('a', 'b')))), tmp_path / 'x.safetensors'
+    )
     model = Model()
     content = load_checkpoint(model, str(tmp_path / 'x.safetensors'), map_location='cpu')
     assert_close(model.state_dict(), wanted)
     assert content['meta']['dataset_meta']['classes'] == ['a', 'b']
 
 
-@pytest.mark.parametrize('content, words', [
-    (lambda: fill(Model(arch='xs')).state_dict(),
-     r"expected: a CAS-ViT of depths \(1, 1, 1, 1\).*found: arch 'xs'.*of another shape.*Give the config"),
-    (lambda: {'backbone.layer1.weight': torch.ones(1), 'fc_cls.bias': torch.ones(4)},
-     r'found: no CAS-ViT at all.*missing in the file: backbone.patch_embed'),
-    (lambda: {f'student.{key}': value for key, value in Model().state_dict().items()},
-     r'No name of the file is one of this model.*converted'),
-    (lambda: published_checkpoint('xs'), 'The file holds a backbone alone: give it as model.backbone.init_cfg'),
-    (lambda: {key: value for key, value in Model().state_dict().items() if 'backbone.norm0' not in key},
-     r'missing in the file: backbone.norm0.weight.*fewer outputs.*--pretrained FILE'),
-    (lambda: dict(epoch=3), '0 tensors fit'),
-    (lambda: dict(state_dict={}), '0 tensors fit'),
-], ids=['another arch', 'another model', 'other names', 'ImageNet file', 'an output less', 'no weights', 'empty'])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (
+            lambda: fill(Model(arch='xs')).state_dict(),
+            r"expected: a CAS-ViT of depths \(1, 1, 1, 1\).*found: arch 'xs'.*of another shape.*Give the config",
+        ),
+        (
+            lambda: {'backbone.layer1.weight': torch.ones(1), 'fc_cls.bias': torch.ones(4)},
+            r'found: no CAS-ViT at all.*missing in the file: backbone.patch_embed',
+        ),
+        (
+            lambda: {f'student.{key}': value for key, value in Model().state_dict().items()},
+            r'No name of the file is one of this model.*converted',
+        ),
+        (lambda: published_checkpoint('xs'), 'The file holds a backbone alone: give it as model.backbone.init_cfg'),
+        (
+            lambda: {key: value for key, value in Model().state_dict().items() if 'backbone.norm0' not in key},
+            r'missing in the file: backbone.norm0.weight.*fewer outputs.*--pretrained FILE',
+        ),
+        (lambda: dict(epoch=3), '0 tensors fit'),
+        (lambda: dict(state_dict={}), '0 tensors fit'),
+    ],
+    ids=['another arch', 'another model', 'other names', 'ImageNet file', 'an output less', 'no weights', 'empty'],
+)
 def test_a_file_without_the_backbone_is_refused_in_one_block(tmp_path, content, words):
     with pytest.raises(WeightsError, match=f'(?s)does not fit the model.*{words}'):
         load_checkpoint(Model(), save(content(), tmp_path / 'x.pth'), map_location='cpu')
@@ -106,8 +124,10 @@ def test_a_model_with_other_classes_trains_but_does_not_predict(tmp_path, log):
     path = save(dict(state_dict=wanted), tmp_path / 'x.pth')
     model = Model()
     load_checkpoint(model, path, map_location='cpu')
-    assert_close(model.backbone.state_dict(), {key.removeprefix('backbone.'): value for key, value in wanted.items()
-                                               if key.startswith('backbone.')})
+    assert_close(
+        model.backbone.state_dict(),
+        {key.removeprefix('backbone.'): value for key, value in wanted.items() if key.startswith('backbone.')},
+    )
     assert len(log) == 1
     assert 'with 3 classes, found: a CAS-ViT' in log[0]
     assert 'with 5 classes' in log[0]
@@ -127,7 +147,7 @@ def test_a_file_that_fits_ends_the_refusal(tmp_path):
 
 def test_a_part_that_is_loaded_on_purpose_is_left_alone(tmp_path, log):
     model = Model().eval()
-    head = {'fc_cls.bias': torch.full((4, ), 2.)}
+    head = {'fc_cls.bias': torch.full((4,), 2.0)}
     missing, unexpected = model.load_state_dict(head, strict=False)
     assert {'fc_cls.weight', 'backbone.patch_embed.0.weight'} < set(missing)
     assert unexpected == []
@@ -158,8 +178,13 @@ def test_averages_and_copies_load_and_refuse_as_the_model(tmp_path, log):
 def test_a_runner_finds_the_weights_before_its_other_hooks_look_for_them(tmp_path):
     wanted = fill(Model()).state_dict()
     path = save(dict(model=wanted, epoch=3), tmp_path / 'x.pth')
-    runner = Runner(Model(), work_dir=str(tmp_path), default_scope='mmengine', experiment_name='ema',
-                    custom_hooks=[dict(type='EMAHook'), dict(type='mmcasvit.CheckWeightsHook')])
+    runner = Runner(
+        Model(),
+        work_dir=str(tmp_path),
+        default_scope='mmengine',
+        experiment_name='ema',
+        custom_hooks=[dict(type='EMAHook'), dict(type='mmcasvit.CheckWeightsHook')],
+    )
     runner.call_hook('before_run')
     runner.load_checkpoint(path)
     assert_close(runner.model.state_dict(), wanted)
@@ -190,6 +215,7 @@ def test_a_model_sharded_by_fsdp_loads(tmp_path):
     """Its parts hold no tensor whole: they are not judged."""
     import torch.distributed as dist
     from torch.distributed.fsdp import FullyShardedDataParallel
+
     dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         wanted = fill(Model()).state_dict()
@@ -222,8 +248,10 @@ def test_the_classifier_of_the_authors_is_renamed_where_a_classifier_is_loaded(t
     assert_close(model.state_dict(), to_own_names(theirs['model']))
 
 
-CONFIGS = dict(mmdet=ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
-               mmseg=ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py')
+CONFIGS = dict(
+    mmdet=ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
+    mmseg=ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+)
 
 
 def programs(scope):
@@ -234,14 +262,17 @@ def programs(scope):
     else:
         from mmseg.apis import MMSegInferencer as Inferencer
         from mmseg.apis import init_model as init
-    return [lambda config, file: init(str(config), file, device='cpu'),
-            lambda config, file: Inferencer(str(config), file, device='cpu').model]
+    return [
+        lambda config, file: init(str(config), file, device='cpu'),
+        lambda config, file: Inferencer(str(config), file, device='cpu').model,
+    ]
 
 
 @pytest.mark.parametrize('scope', CONFIGS)
 def test_the_frameworks_own_programs_load_and_refuse(tmp_path, scope, log):
     pytest.importorskip(scope)
     import importlib
+
     registry = importlib.import_module(f'{scope}.registry')
     config = write_tiny_config(tmp_path / f'{scope}_tiny.py', CONFIGS[scope])
     cfg = Config.fromfile(config)
@@ -250,8 +281,13 @@ def test_the_frameworks_own_programs_load_and_refuse(tmp_path, scope, log):
     meta = dict(dataset_meta=dict(classes=('a', 'b'), palette=[[0, 0, 0], [1, 1, 1]]))
     files = [save(dict(model=wanted, meta=meta), tmp_path / 'model.pth'), str(tmp_path / 'x.safetensors')]
     write_checkpoint(dict(state_dict=wanted, meta=meta), tmp_path / 'x.safetensors')
-    wider = save(dict(state_dict={key: torch.cat([value, value]) if value.ndim else value
-                                  for key, value in wanted.items()}, meta=meta), tmp_path / 'wider.pth')
+    wider = save(
+        dict(
+            state_dict={key: torch.cat([value, value]) if value.ndim else value for key, value in wanted.items()},
+            meta=meta,
+        ),
+        tmp_path / 'wider.pth',
+    )
     head = 'roi_head.bbox_head.fc_cls' if scope == 'mmdet' else 'decode_head.conv_seg'
     others = {key: value[:-1] if key.startswith(head) else value for key, value in wanted.items()}
     other_classes = save(dict(state_dict=others, meta=meta), tmp_path / 'classes.pth')
@@ -271,7 +307,8 @@ def test_the_frameworks_own_programs_load_and_refuse(tmp_path, scope, log):
 def test_what_mmengine_did_with_other_pickles_stays(tmp_path):
     """Importing the package lets through more plain values, and no code."""
     from mmengine.logging import HistoryBuffer
-    content = published_checkpoint('xs') | dict(log=HistoryBuffer([1.], [1]))
+
+    content = published_checkpoint('xs') | dict(log=HistoryBuffer([1.0], [1]))
     torch.load(save(content, tmp_path / 'x.pth'), weights_only=True)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(save(Attack(str(tmp_path / 'trace')), tmp_path / 'y.pth'), weights_only=True)

@@ -1,4 +1,5 @@
 """What training keeps for its backward pass: how much, and that keeping less changes no gradient."""
+
 import json
 
 import pytest
@@ -29,16 +30,20 @@ def train_step(model, x, dtype=None):
 
 
 @pytest.mark.parametrize('with_cp', [True, 'selective'])
-@pytest.mark.parametrize('kwargs', [
-    dict(norm_eval=False),
-    dict(norm_eval=True),
-    dict(frozen_stages=2),
-    dict(norm_cfg=dict(type='BN', momentum=None)),
-    dict(norm_cfg=dict(type='GN', num_groups=4)),
-    dict(act_cfg=dict(type='RReLU')),  # draws random numbers, as drop path does
-], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(norm_eval=False),
+        dict(norm_eval=True),
+        dict(frozen_stages=2),
+        dict(norm_cfg=dict(type='BN', momentum=None)),
+        dict(norm_cfg=dict(type='GN', num_groups=4)),
+        dict(act_cfg=dict(type='RReLU')),  # draws random numbers, as drop path does
+    ],
+    ids=str,
+)
 def test_checkpointing_changes_neither_gradients_nor_statistics(with_cp, kwargs):
-    plain, saving = tiny(drop_path_rate=.3, **kwargs), tiny(drop_path_rate=.3, with_cp=with_cp, **kwargs)
+    plain, saving = tiny(drop_path_rate=0.3, **kwargs), tiny(drop_path_rate=0.3, with_cp=with_cp, **kwargs)
     for _ in range(2):
         expected, found = (train_step(model, image(1, (2, 3, 64, 64))) for model in (plain, saving))
         assert_close(found, expected, **EXACT)
@@ -55,9 +60,18 @@ def test_checkpointing_computes_again_in_the_same_precision(with_cp, dtype):
     assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('norm_cfg', [
-    dict(type='BN'), dict(type='BN', requires_grad=False), dict(type='BN', affine=False), dict(type='SyncBN'),
-    dict(type='BN', track_running_stats=False), dict(type='GN', num_groups=4)], ids=str)
+@pytest.mark.parametrize(
+    'norm_cfg',
+    [
+        dict(type='BN'),
+        dict(type='BN', requires_grad=False),
+        dict(type='BN', affine=False),
+        dict(type='SyncBN'),
+        dict(type='BN', track_running_stats=False),
+        dict(type='GN', num_groups=4),
+    ],
+    ids=str,
+)
 def test_frozen_statistics_give_in_training_what_eval_mode_gives(norm_cfg):
     model, reference = (tiny(norm_eval=True, norm_cfg=norm_cfg) for _ in range(2))
     x = image(1, (2, 3, 64, 96))
@@ -76,7 +90,7 @@ def test_frozen_norms_compute_nothing_in_training_but_the_output_norms(training)
 
 
 @pytest.mark.parametrize('norm_eval', [True, False])
-@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, .1), (torch.float16, .02)], ids=str)
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
 def test_gradients_under_autocast_stay_near_full_precision(norm_eval, dtype, tolerance):
     x = image(1, (2, 3, 64, 64)).float()
     expected = train_step(tiny(norm_eval=norm_eval), x.double())
@@ -97,7 +111,7 @@ def test_channels_last_changes_no_gradient(with_cp, norm_eval):
 @pytest.mark.slow
 @pytest.mark.parametrize('norm_eval, with_cp', [(True, 'selective'), (False, True)])
 def test_a_compiled_step_is_one_graph_with_the_same_gradients_and_statistics(norm_eval, with_cp):
-    kwargs = dict(norm_eval=norm_eval, drop_path_rate=.3)
+    kwargs = dict(norm_eval=norm_eval, drop_path_rate=0.3)
     plain, model = tiny(**kwargs), tiny(with_cp=with_cp, **kwargs)
     x = image(1, (2, 3, 64, 64))
     torch.compiler.reset()
@@ -112,13 +126,13 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients_and_statistics(nor
 def test_checkpointing_works_under_distributed_data_parallel(with_cp, tmp_path):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
-        model = tiny(with_cp=with_cp, drop_path_rate=.3)
+        model = tiny(with_cp=with_cp, drop_path_rate=0.3)
         parallel = torch.nn.parallel.DistributedDataParallel(model)
         x = image(1, (2, 3, 64, 64))
         found = train_step(parallel, x)
     finally:
         torch.distributed.destroy_process_group()
-    expected = train_step(tiny(drop_path_rate=.3), x)
+    expected = train_step(tiny(drop_path_rate=0.3), x)
     assert_close({name.removeprefix('module.'): value for name, value in found.items()}, expected, **EXACT)
 
 
@@ -159,7 +173,7 @@ def test_memory_of_a_training_step(norm_eval, tmp_path):
     models = {with_cp: CASViT('xs', norm_eval=norm_eval, with_cp=with_cp) for with_cp in (False, 'selective', True)}
     saved = {with_cp: saved_bytes(model, x) for with_cp, model in models.items()}
     peak = {with_cp: peak_bytes(model, x, tmp_path / 'trace.json') for with_cp, model in models.items()}
-    for with_cp, share in (('selective', .55), (True, .3)):
+    for with_cp, share in (('selective', 0.55), (True, 0.3)):
         assert saved[with_cp] < share * saved[False], saved
         assert peak[with_cp] < share * peak[False], peak
 
@@ -167,4 +181,4 @@ def test_memory_of_a_training_step(norm_eval, tmp_path):
 def test_frozen_statistics_keep_less_than_batch_statistics():
     x = torch.rand(1, 3, 256, 384)
     frozen, batch = (saved_bytes(CASViT('xs', norm_eval=norm_eval), x) for norm_eval in (True, False))
-    assert frozen < .9 * batch
+    assert frozen < 0.9 * batch

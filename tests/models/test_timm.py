@@ -1,4 +1,5 @@
 """timm's users: the models keep timm's contract, compute what CASViT computes, and load the authors' files safely."""
+
 import argparse
 import copy
 import importlib
@@ -34,8 +35,12 @@ def randomised(model):
     rng = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in [(module.weight.data, .3, .7), (module.bias.data, -.1, .1),
-                                      (module.running_mean, -.1, .1), (module.running_var, .5, 1.5)]:
+            for tensor, low, high in [
+                (module.weight.data, 0.3, 0.7),
+                (module.bias.data, -0.1, 0.1),
+                (module.running_mean, -0.1, 0.1),
+                (module.running_var, 0.5, 1.5),
+            ]:
                 tensor.uniform_(low, high, generator=rng)
     return model.eval()
 
@@ -64,8 +69,11 @@ def x():
     return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize('case', [case for case in OFFICIAL_OUTPUTS['logits'] if case['arch'] == 'xs'],
-                         ids=lambda c: f"{c['seed']}-{c['mode']}")
+@pytest.mark.parametrize(
+    'case',
+    [case for case in OFFICIAL_OUTPUTS['logits'] if case['arch'] == 'xs'],
+    ids=lambda c: f'{c["seed"]}-{c["mode"]}',
+)
 def test_logits_are_those_of_the_authors(case):
     model = CASViTClassifier(case['arch']).double()
     names = to_authors_names(model.state_dict())
@@ -95,7 +103,8 @@ class TestEveryArch:
     def test_names_and_shapes_are_those_of_our_classifier(self, arch, model):
         expected = expected_classifier(to_own_names(model.state_dict()))
         assert {key: value.shape for key, value in model.state_dict().items()} == {
-            key: value.shape for key, value in expected.items()}
+            key: value.shape for key, value in expected.items()
+        }
 
     def test_features_are_the_maps_of_the_backbone_to_the_last_bit(self, arch, x):
         features = randomised(timm.create_model(f'casvit_{arch}', features_only=True))
@@ -114,8 +123,10 @@ class TestEveryArch:
 
     def test_intermediates_are_what_the_backbone_goes_through(self, arch, model, x):
         seen = []
-        handles = [model.get_submodule(info['module']).register_forward_hook(lambda *args: seen.append(args[2]))
-                   for info in model.feature_info]
+        handles = [
+            model.get_submodule(info['module']).register_forward_hook(lambda *args: seen.append(args[2]))
+            for info in model.feature_info
+        ]
         with torch.no_grad():
             last, maps = model.forward_intermediates(x)
             for handle in handles:
@@ -147,12 +158,13 @@ class TestEveryArch:
         assert isinstance(model.get_submodule(cfg['first_conv']), nn.Conv2d)
         assert tuple(map(model.get_submodule, cfg['classifier'])) == model.get_classifier()
         assert cfg['num_classes'] == model.get_classifier()[0].out_features == 1000
-        assert (cfg['input_size'], cfg['crop_pct'], cfg['interpolation']) == ((3, 224, 224), .875, 'bicubic')
+        assert (cfg['input_size'], cfg['crop_pct'], cfg['interpolation']) == ((3, 224, 224), 0.875, 'bicubic')
         assert cfg['mean'] == pytest.approx([v / 255 for v in (123.675, 116.28, 103.53)])
         assert cfg['std'] == pytest.approx([v / 255 for v in (58.395, 57.12, 57.375)])
 
     def test_every_parameter_has_a_depth(self, arch, model):
         from timm.models import group_parameters
+
         stages, blocks = 4, sum(CASViT.arch_settings[arch]['depths'])
         # Besides: the stem, three times downsampling, and the heads.
         for coarse, count in [(True, stages + 5), (False, blocks + 5)]:
@@ -167,14 +179,16 @@ class TestEveryArch:
 @needs_timm
 def test_the_fine_tuned_config_sees_the_whole_image():
     cfg = timm.data.resolve_model_data_config(timm.create_model('casvit_m.ft_in1k_384', num_classes=0))
-    assert (cfg['input_size'], cfg['crop_pct'], cfg['crop_mode']) == ((3, 384, 384), 1., 'squash')
+    assert (cfg['input_size'], cfg['crop_pct'], cfg['crop_mode']) == ((3, 384, 384), 1.0, 'squash')
     assert timm.list_models('casvit*') == [f'casvit_{arch}' for arch in sorted(ARCHS)]
     assert not timm.list_models('casvit*', pretrained=True)
 
 
 @needs_timm
-@pytest.mark.parametrize('asked, stages', [((0, 1, 2, 3), (0, 1, 2, 3)), ((1, 3), (1, 3)), ((-3, -1), (1, 3)),
-                                           ((0, ), (0, )), ((1, 2), (1, 2)), (2, (2, 3))])
+@pytest.mark.parametrize(
+    'asked, stages',
+    [((0, 1, 2, 3), (0, 1, 2, 3)), ((1, 3), (1, 3)), ((-3, -1), (1, 3)), ((0,), (0,)), ((1, 2), (1, 2)), (2, (2, 3))],
+)
 def test_out_indices_choose_stages_and_leave_out_the_rest(asked, stages, x, tiny):
     whole = randomised(timm.create_model('casvit_xs', features_only=True))
     some = timm.create_model('casvit_xs', features_only=True, out_indices=asked).eval()
@@ -193,8 +207,13 @@ def test_out_indices_choose_stages_and_leave_out_the_rest(asked, stages, x, tiny
 @needs_timm
 @pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
 def test_other_ways_to_features_give_the_maps_in_front_of_the_norms(feature_cls, x, published, classifier):
-    features = timm.create_model('casvit_xs', features_only=True, feature_cls=feature_cls, pretrained=True,
-                                 pretrained_cfg_overlay=dict(file=published)).eval()
+    features = timm.create_model(
+        'casvit_xs',
+        features_only=True,
+        feature_cls=feature_cls,
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=published),
+    ).eval()
     with torch.no_grad():
         assert all(map(torch.equal, features(x), classifier.forward_intermediates(x)[1]))
 
@@ -235,26 +254,27 @@ def test_without_heads_and_pooling(x, published, classifier):
         with pytest.raises(ValueError, match='global_pool'):
             timm.create_model('casvit_xs', **wrong)
     with pytest.raises(TypeError, match="no argument 'drop_pathrate'"):
-        timm.create_model('casvit_xs', drop_pathrate=.1)
+        timm.create_model('casvit_xs', drop_pathrate=0.1)
 
 
 @needs_timm
 def test_rates_channels_and_decay_reach_their_places(tiny):
-    model = timm.create_model('casvit_xs', in_chans=4, drop_path_rate=.3, drop_rate=.2, num_classes=3)
+    model = timm.create_model('casvit_xs', in_chans=4, drop_path_rate=0.3, drop_rate=0.2, num_classes=3)
     assert model.backbone.patch_embed[0].in_channels == model.in_chans == 4
-    assert model.backbone.network[6][-1].drop_path.drop_prob == pytest.approx(.3)
-    assert model.head_drop.p == .2
+    assert model.backbone.network[6][-1].drop_path.drop_prob == pytest.approx(0.3)
+    assert model.head_drop.p == 0.2
     from timm.optim import param_groups_layer_decay
-    groups = param_groups_layer_decay(model, .05, layer_decay=.5, no_weight_decay_list=model.no_weight_decay())
+
+    groups = param_groups_layer_decay(model, 0.05, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay())
     assert model.no_weight_decay() == set()
     assert all((p.ndim <= 1) == (group['weight_decay'] == 0) for group in groups for p in group['params'])
     scales = {id(p): group['lr_scale'] for group in groups for p in group['params']}
     assert scales[id(model.head.head.weight)] == 1
-    assert scales[id(model.backbone.patch_embed[0].weight)] == .5**9
+    assert scales[id(model.backbone.patch_embed[0].weight)] == 0.5**9
 
 
 def test_training_reaches_every_parameter_and_both_heads(x):
-    model = randomised(CASViTClassifier(TINY, 5, drop_path_rate=.1)).train()
+    model = randomised(CASViTClassifier(TINY, 5, drop_path_rate=0.1)).train()
     model(x).square().mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
     model.set_distilled_training()
@@ -282,15 +302,18 @@ def test_grad_checkpointing_keeps_gradients_and_saves_memory(enable, x):
         loss.backward()
         grads.append([p.grad for p in model.parameters()])
     assert_close(grads[1], grads[0])
-    assert saved[1] < .7 * saved[0]
+    assert saved[1] < 0.7 * saved[0]
     model.set_grad_checkpointing(False)
     assert not any(getattr(module, 'with_cp', False) for module in model.modules())
 
 
 @needs_timm
 def test_published_files_load_in_every_way(published, classifier, x):
-    ways = [dict(checkpoint_path=published), dict(pretrained=True, pretrained_cfg_overlay=dict(file=published)),
-            dict(pretrained=True, pretrained_cfg=dict(file=published))]
+    ways = [
+        dict(checkpoint_path=published),
+        dict(pretrained=True, pretrained_cfg_overlay=dict(file=published)),
+        dict(pretrained=True, pretrained_cfg=dict(file=published)),
+    ]
     with torch.no_grad():
         logits, maps = classifier(x), classifier.forward_intermediates(x)[1]
         for way in ways:
@@ -315,9 +338,11 @@ def test_pretrained_weights_adapt_to_classes_and_channels(published, classifier,
         assert_close(six(torch.cat([x, x], 1)), three(x))
     # Weights of another number of classes than the file is said to have are no matter of adaptation.
     with pytest.raises(WeightsError, match=r'head\.head\.weight: file'):
-        timm.create_model('casvit_xs', num_classes=7, pretrained=True,
-                          pretrained_cfg_overlay=dict(file=published, num_classes=7))
+        timm.create_model(
+            'casvit_xs', num_classes=7, pretrained=True, pretrained_cfg_overlay=dict(file=published, num_classes=7)
+        )
     from timm.models._manipulate import adapt_input_conv
+
     rgb = torch.rand(4, 3, 3, 3)
     for channels in (1, 2, 4, 5):
         assert_close(adapt_channels(rgb, channels), adapt_input_conv(channels, rgb))
@@ -328,7 +353,7 @@ class _Harm:
         self.file = str(file)
 
     def __reduce__(self):
-        return os.mkdir, (self.file, )
+        return os.mkdir, (self.file,)
 
 
 @needs_timm
@@ -343,8 +368,10 @@ def test_what_cannot_be_loaded_is_refused(published, tmp_path):
         timm.create_model('casvit_xs', pretrained=True, pretrained_cfg_overlay=dict(file=str(backbone_only)))
     evil = tmp_path / 'evil.pth'
     torch.save(dict(torch.load(published, weights_only=True), extra=_Harm(tmp_path / 'harmed')), evil)
-    for way, kind in [(dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(evil))), WeightsError),
-                      (dict(checkpoint_path=str(evil)), (RuntimeError, pickle.UnpicklingError))]:
+    for way, kind in [
+        (dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(evil))), WeightsError),
+        (dict(checkpoint_path=str(evil)), (RuntimeError, pickle.UnpicklingError)),
+    ]:
         with pytest.raises(kind, match='mkdir'):
             timm.create_model('casvit_xs', **way)
     assert not (tmp_path / 'harmed').exists()
@@ -354,8 +381,13 @@ def test_what_cannot_be_loaded_is_refused(published, tmp_path):
 def test_features_load_detectors_whole(tmp_path, x, tiny):
     source = randomised(CASViT('xs'))
     file = tmp_path / 'detector.pth'
-    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in source.state_dict().items()} | {
-        'neck.weight': torch.ones(2)}), file)
+    torch.save(
+        dict(
+            state_dict={f'backbone.{key}': value for key, value in source.state_dict().items()}
+            | {'neck.weight': torch.ones(2)}
+        ),
+        file,
+    )
     for way in (dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(file))), dict(checkpoint_path=str(file))):
         features = timm.create_model('casvit_xs', features_only=True, **way).eval()
         with torch.no_grad():

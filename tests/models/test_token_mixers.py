@@ -1,4 +1,5 @@
 """Every token mixer computes its published formula, and any of them fits into the backbone and its deploy form."""
+
 import re
 
 import numpy as np
@@ -19,8 +20,10 @@ from mmcasvit.registry import TOKEN_MIXERS
 TINY = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
 EXACT = dict(rtol=1e-10, atol=1e-10)
 OTHERS = ['self_attention', 'separable', 'efficient_additive', 'pooling', 'identity']
-ABLATIONS = [dict(type='additive', spatial_gate=spatial, channel_gate=channel)
-             for spatial, channel in ((False, True), (True, False), (False, False))]
+ABLATIONS = [
+    dict(type='additive', spatial_gate=spatial, channel_gate=channel)
+    for spatial, channel in ((False, True), (True, False), (False, False))
+]
 
 
 def tiny(token_mixer, **kwargs):
@@ -54,13 +57,15 @@ class Arrays:
         """Of a map ``(C, H, W)``."""
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
         kernel, height, width = self.state[f'{name}.weight'][:, 0], *x.shape[1:]
-        out = sum(padded[:, i:i + height, j:j + width] * kernel[:, i, j, None, None]
-                  for i in range(3) for j in range(3))
+        out = sum(
+            padded[:, i : i + height, j : j + width] * kernel[:, i, j, None, None] for i in range(3) for j in range(3)
+        )
         return out + self.state[f'{name}.bias'][:, None, None]
 
     def norm(self, x, name):
-        mean, var, weight, bias = (self.state[f'{name}.{key}'][:, None, None]
-                                   for key in ('running_mean', 'running_var', 'weight', 'bias'))
+        mean, var, weight, bias = (
+            self.state[f'{name}.{key}'][:, None, None] for key in ('running_mean', 'running_var', 'weight', 'bias')
+        )
         return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
 
 
@@ -68,8 +73,10 @@ def self_attention(arrays, positions, shape):
     """arXiv 1706.03762, equation 1, head by head: heads of 10, the largest number up to 16 that divides 20."""
     q, k, v = np.split(arrays.linear(positions, 'qkv'), 3, axis=1)
     heads = [slice(0, 10), slice(10, 20)]
-    return arrays.linear(np.concatenate([
-        softmax(q[:, head] @ k[:, head].T / np.sqrt(10)) @ v[:, head] for head in heads], axis=1), 'proj')
+    return arrays.linear(
+        np.concatenate([softmax(q[:, head] @ k[:, head].T / np.sqrt(10)) @ v[:, head] for head in heads], axis=1),
+        'proj',
+    )
 
 
 def separable(arrays, positions, shape):
@@ -82,8 +89,9 @@ def separable(arrays, positions, shape):
 
 def efficient_additive(arrays, positions, shape):
     """arXiv 2303.15446, equations 4 to 6, with the normalisations of the authors' code."""
-    query, key = ([vector / np.linalg.norm(vector) for vector in arrays.linear(positions, name)]
-                  for name in ('query', 'key'))
+    query, key = (
+        [vector / np.linalg.norm(vector) for vector in arrays.linear(positions, name)] for name in ('query', 'key')
+    )
     alpha = np.array([vector @ arrays.state['weight'] / np.sqrt(20) for vector in query])
     alpha /= np.linalg.norm(alpha)
     common = sum(share * vector for share, vector in zip(alpha, query))
@@ -94,8 +102,13 @@ def pooling(arrays, positions, shape):
     """arXiv 2111.11418, equation 4: the mean of those of 5x5 positions that there are, less the middle one."""
     height, width = shape
     x = positions.reshape(height, width, -1)
-    return np.stack([x[max(0, i - 2):i + 3, max(0, j - 2):j + 3].mean((0, 1)) - x[i, j]
-                     for i in range(height) for j in range(width)])
+    return np.stack(
+        [
+            x[max(0, i - 2) : i + 3, max(0, j - 2) : j + 3].mean((0, 1)) - x[i, j]
+            for i in range(height)
+            for j in range(width)
+        ]
+    )
 
 
 def identity(arrays, positions, shape):
@@ -104,6 +117,7 @@ def identity(arrays, positions, shape):
 
 def additive(spatial, channel):
     """arXiv 2408.03703, section 3.2, with the gates that are left."""
+
     def compute(arrays, positions, shape):
         def gated(x, name):
             if spatial:
@@ -117,15 +131,23 @@ def additive(spatial, channel):
         q, k, v = np.split(arrays.linear(positions, 'qkv').T.reshape(-1, *shape), 3)
         context = arrays.depthwise(gated(q, 'oper_q') + gated(k, 'oper_k'), 'dwc')
         return arrays.depthwise(context * v, 'proj').reshape(len(q), -1).T
+
     return compute
 
 
-@pytest.mark.parametrize('token_mixer, formula', [
-    (dict(type='self_attention', head_channels=16), self_attention), ('separable', separable),
-    ('efficient_additive', efficient_additive), (dict(type='pooling', size=5), pooling), ('identity', identity),
-    ('additive', additive(True, True)),
-    *((ablation, additive(ablation['spatial_gate'], ablation['channel_gate'])) for ablation in ABLATIONS)],
-    ids=lambda value: '' if callable(value) else str(value))
+@pytest.mark.parametrize(
+    'token_mixer, formula',
+    [
+        (dict(type='self_attention', head_channels=16), self_attention),
+        ('separable', separable),
+        ('efficient_additive', efficient_additive),
+        (dict(type='pooling', size=5), pooling),
+        ('identity', identity),
+        ('additive', additive(True, True)),
+        *((ablation, additive(ablation['spatial_gate'], ablation['channel_gate'])) for ablation in ABLATIONS),
+    ],
+    ids=lambda value: '' if callable(value) else str(value),
+)
 def test_a_mixer_computes_its_formula(token_mixer, formula):
     mixer, x = mixer_of(token_mixer, 20), image(3, (2, 20, 5, 7))
     with torch.no_grad():
@@ -144,11 +166,19 @@ def test_pooling_is_that_of_another_library():
 
 def test_separable_attention_is_that_of_another_library():
     modeling = pytest.importorskip('transformers.models.mobilevitv2.modeling_mobilevitv2')
-    config = modeling.MobileViTV2Config(attn_dropout=0.)
+    config = modeling.MobileViTV2Config(attn_dropout=0.0)
     other, ours = fill(modeling.MobileViTV2LinearSelfAttention(config, 12)).double().eval(), mixer_of('separable', 12)
-    ours.load_state_dict({name: other.state_dict()[f'{theirs}.convolution.{name.split(".")[1]}']
-                          for name, theirs in (('qkv.weight', 'qkv_proj'), ('qkv.bias', 'qkv_proj'),
-                                               ('proj.weight', 'out_proj'), ('proj.bias', 'out_proj'))})
+    ours.load_state_dict(
+        {
+            name: other.state_dict()[f'{theirs}.convolution.{name.split(".")[1]}']
+            for name, theirs in (
+                ('qkv.weight', 'qkv_proj'),
+                ('qkv.bias', 'qkv_proj'),
+                ('proj.weight', 'out_proj'),
+                ('proj.bias', 'out_proj'),
+            )
+        }
+    )
     x = image(0, (2, 12, 5, 6))
     # There (N, C, pixels of a patch, patches): one patch pixel, all positions as patches.
     assert_close(ours(x).flatten(2), other(x.flatten(2).unsqueeze(2)).squeeze(2), **EXACT)
@@ -175,18 +205,30 @@ def test_the_names_are_the_documented_ones():
         assert f"``'{name}'``" in CASViT.__doc__, name
 
 
-@pytest.mark.parametrize('token_mixer, error, words', [
-    ('attention', ValueError, "unknown token_mixer 'attention'. Valid: additive, efficient_additive, identity, "
-                              'pooling, self_attention, separable'),
-    (None, ValueError, 'unknown token_mixer None'),
-    (dict(size=3), ValueError, "unknown token_mixer {'size': 3}"),
-    (dict(type='additive', spatial_gates=False), TypeError, "'spatial_gates'. It takes: spatial_gate, channel_gate"),
-    (dict(type='additive', with_cp=True), TypeError, "no argument 'with_cp'"),
-    (dict(type='identity', size=3), TypeError, "'identity' has no argument 'size'. It takes: none"),
-    (dict(type='pooling', size=4), ValueError, 'odd, got 4'),
-    (dict(type='pooling', size=-3), ValueError, 'size must be a positive integer, got -3'),
-    (dict(type='self_attention', head_channels=0), ValueError, 'head_channels must be a positive integer, got 0'),
-], ids=str)
+@pytest.mark.parametrize(
+    'token_mixer, error, words',
+    [
+        (
+            'attention',
+            ValueError,
+            "unknown token_mixer 'attention'. Valid: additive, efficient_additive, identity, "
+            'pooling, self_attention, separable',
+        ),
+        (None, ValueError, 'unknown token_mixer None'),
+        (dict(size=3), ValueError, "unknown token_mixer {'size': 3}"),
+        (
+            dict(type='additive', spatial_gates=False),
+            TypeError,
+            "'spatial_gates'. It takes: spatial_gate, channel_gate",
+        ),
+        (dict(type='additive', with_cp=True), TypeError, "no argument 'with_cp'"),
+        (dict(type='identity', size=3), TypeError, "'identity' has no argument 'size'. It takes: none"),
+        (dict(type='pooling', size=4), ValueError, 'odd, got 4'),
+        (dict(type='pooling', size=-3), ValueError, 'size must be a positive integer, got -3'),
+        (dict(type='self_attention', head_channels=0), ValueError, 'head_channels must be a positive integer, got 0'),
+    ],
+    ids=str,
+)
 def test_a_wrong_mixer_is_answered_with_the_valid_ones(token_mixer, error, words):
     with pytest.raises(error, match=words):
         CASViT(TINY, token_mixer=token_mixer)
@@ -201,14 +243,15 @@ def test_another_mixer_changes_nothing_beside_itself(token_mixer):
     if isinstance(token_mixer, dict):  # what is left of the gates keeps its name
         assert plain.keys() > other.keys()
         assert {'.oper_q.0.': token_mixer['spatial_gate'], '.oper_k.1.': token_mixer['channel_gate']} == {
-            part: any(part in key for key in other) for part in ('.oper_q.0.', '.oper_k.1.')}
+            part: any(part in key for key in other) for part in ('.oper_q.0.', '.oper_k.1.')
+        }
 
 
 @pytest.mark.parametrize('token_mixer', [*OTHERS, *ABLATIONS], ids=str)
 @pytest.mark.parametrize('norm_eval', [False, True])
 def test_checkpointing_changes_neither_gradients_nor_statistics(token_mixer, norm_eval):
     def step(with_cp):
-        model, x = tiny(token_mixer, with_cp=with_cp, norm_eval=norm_eval, drop_path_rate=.3), image(1, (2, 3, 64, 64))
+        model, x = tiny(token_mixer, with_cp=with_cp, norm_eval=norm_eval, drop_path_rate=0.3), image(1, (2, 3, 64, 64))
         torch.manual_seed(0)
         sum((out * image(i, out.shape)).sum() for i, out in enumerate(model(x.requires_grad_()))).backward()
         grads = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -238,8 +281,9 @@ def test_only_the_whole_additive_mixer_takes_the_fast_form():
     assert stages == [DeployedStage, DeployedStage, nn.Sequential, nn.Sequential, nn.Sequential]
 
 
-@pytest.mark.parametrize('norm_cfg', [dict(type='GN', num_groups=4), dict(type='BN', track_running_stats=False)],
-                         ids=lambda cfg: cfg['type'])
+@pytest.mark.parametrize(
+    'norm_cfg', [dict(type='GN', num_groups=4), dict(type='BN', track_running_stats=False)], ids=lambda cfg: cfg['type']
+)
 @pytest.mark.parametrize('token_mixer', ['pooling', ABLATIONS[1]], ids=str)
 def test_norms_that_cannot_be_folded_are_kept(token_mixer, norm_cfg):
     model, x = tiny(token_mixer, norm_cfg=norm_cfg).eval(), image(2, (2, 3, 64, 64))
@@ -253,8 +297,9 @@ def test_a_mixer_with_norms_of_its_own_keeps_them_in_the_deploy_form():
         def __init__(self, channels, norm_cfg, groups=1):
             super().__init__()
             assert norm_cfg == dict(type='BN')
-            self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=groups),
-                                        nn.BatchNorm2d(channels))
+            self.layers = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1, groups=groups), nn.BatchNorm2d(channels)
+            )
 
         def forward(self, x):
             return self.layers(x)
@@ -272,7 +317,9 @@ def test_a_mixer_with_norms_of_its_own_keeps_them_in_the_deploy_form():
 
 def test_the_example_of_the_documentation_runs():
     """As test_docs.py runs it, but without a process of its own."""
-    code, = re.findall(r'^```python run\n(.*?)^```', (ROOT / 'docs/ablation.md').read_text(), re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(
+        r'^```python run\n(.*?)^```', (ROOT / 'docs/ablation.md').read_text(), re.MULTILINE | re.DOTALL
+    )
     before = set(TOKEN_MIXERS.module_dict)
     try:
         exec(code, {})

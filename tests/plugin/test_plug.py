@@ -1,4 +1,5 @@
 """CAS-ViT in configs of mmdet and mmseg themselves: ours only overrides what plug() changes."""
+
 import copy
 import sys
 
@@ -27,11 +28,20 @@ MATRIX = {
     FASTER_RCNN: (ALL[0], {'neck.in_channels': ALL[1]}),
     'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': (ALL[0], {'neck.in_channels': ALL[1]}),
     'mmdet::atss/atss_r50_fpn_1x_coco.py': (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1], 'neck.start_level': 0}),
-    FCOS: (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1], 'data_preprocessor.mean': [123.675, 116.28, 103.53],
-                         'data_preprocessor.std': [58.395, 57.12, 57.375], 'data_preprocessor.bgr_to_rgb': True}),
+    FCOS: (
+        NO_FIRST[0],
+        {
+            'neck.in_channels': NO_FIRST[1],
+            'data_preprocessor.mean': [123.675, 116.28, 103.53],
+            'data_preprocessor.std': [58.395, 57.12, 57.375],
+            'data_preprocessor.bgr_to_rgb': True,
+        },
+    ),
     'mmdet::gfl/gfl_r50_fpn_1x_coco.py': (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1]}),
     'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py': (
-        NO_FIRST[0], {'neck.in_channels': NO_FIRST[1], 'data_preprocessor.bgr_to_rgb': True}),
+        NO_FIRST[0],
+        {'neck.in_channels': NO_FIRST[1], 'data_preprocessor.bgr_to_rgb': True},
+    ),
     'mmdet::tood/tood_r50_fpn_1x_coco.py': (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1]}),
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1]}),
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py': (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1]}),
@@ -39,51 +49,97 @@ MATRIX = {
     'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py': (NO_FIRST[0], {'neck.in_channels': NO_FIRST[1]}),
     'mmdet::solov2/solov2_r50_fpn_1x_coco.py': (ALL[0], {'neck.in_channels': ALL[1]}),
     'mmdet::htc/htc_r50_fpn_1x_coco.py': (ALL[0], {'neck.in_channels': ALL[1]}),
-    PSPNET: ((2, 3), {'decode_head.in_channels': 24, 'decode_head.in_index': 1,
-                      'auxiliary_head.in_channels': 16, 'auxiliary_head.in_index': 0}),
-    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py': ((0, 2, 3), {
-        'decode_head.in_channels': 24, 'decode_head.in_index': 2, 'decode_head.c1_in_channels': 8,
-        'auxiliary_head.in_channels': 16, 'auxiliary_head.in_index': 1}),
+    PSPNET: (
+        (2, 3),
+        {
+            'decode_head.in_channels': 24,
+            'decode_head.in_index': 1,
+            'auxiliary_head.in_channels': 16,
+            'auxiliary_head.in_index': 0,
+        },
+    ),
+    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py': (
+        (0, 2, 3),
+        {
+            'decode_head.in_channels': 24,
+            'decode_head.in_index': 2,
+            'decode_head.c1_in_channels': 8,
+            'auxiliary_head.in_channels': 16,
+            'auxiliary_head.in_index': 1,
+        },
+    ),
     'mmseg::ocrnet/ocrnet_hr18_4xb4-80k_ade20k-512x512.py': (
-        ALL[0], {'decode_head.0.in_channels': ALL[1], 'decode_head.1.in_channels': ALL[1]}),
+        ALL[0],
+        {'decode_head.0.in_channels': ALL[1], 'decode_head.1.in_channels': ALL[1]},
+    ),
     'mmseg::ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py': (
-        (3, ), {'decode_head.0.in_channels': 24, 'decode_head.0.in_index': 0, 'decode_head.1.in_channels': 24}),
+        (3,),
+        {'decode_head.0.in_channels': 24, 'decode_head.0.in_index': 0, 'decode_head.1.in_channels': 24},
+    ),
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': (ALL[0], {'decode_head.in_channels': ALL[1]}),
     'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py': (ALL[0], {'decode_head.in_channels': ALL[1]}),
     'mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512.py': (
-        ALL[0], {'neck.in_channels': ALL[1], 'decode_head.0.in_channels': [256] * 4, 'decode_head.1.in_index': [0]}),
-    'mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py': (NO_FIRST[0], {
-        'neck.in_channels': tuple(NO_FIRST[1]), 'decode_head.in_channels': 2048, 'auxiliary_head.in_channels': 16}),
+        ALL[0],
+        {'neck.in_channels': ALL[1], 'decode_head.0.in_channels': [256] * 4, 'decode_head.1.in_index': [0]},
+    ),
+    'mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py': (
+        NO_FIRST[0],
+        {'neck.in_channels': tuple(NO_FIRST[1]), 'decode_head.in_channels': 2048, 'auxiliary_head.in_channels': 16},
+    ),
 }
 # Readers of other kinds; without a trial they take no time.
 MORE = {
-    'mmdet::ssd/ssd300_coco.py': ((1, 2), {
-        'neck.in_channels': (12, 16), 'neck.out_channels': (12, 16, 512, 256, 256, 256),
-        'bbox_head.in_channels': (12, 16, 512, 256, 256, 256)}),
+    'mmdet::ssd/ssd300_coco.py': (
+        (1, 2),
+        {
+            'neck.in_channels': (12, 16),
+            'neck.out_channels': (12, 16, 512, 256, 256, 256),
+            'bbox_head.in_channels': (12, 16, 512, 256, 256, 256),
+        },
+    ),
     'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py': ((2, 3), {'neck.in_channels': (16, 24)}),
     'mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py': ((1, 2, 3), {'neck.in_channels': [24, 16, 12]}),
-    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py': ((3, ), {'neck.in_channels': 24}),
-    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py': ((3, ), {'neck.in_channels': 24}),
+    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py': ((3,), {'neck.in_channels': 24}),
+    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py': ((3,), {'neck.in_channels': 24}),
     'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py': (
-        (1, 2, 3), {'neck.0.in_channels': [12, 16, 24], 'neck.1.in_channels': 256}),
+        (1, 2, 3),
+        {'neck.0.in_channels': [12, 16, 24], 'neck.1.in_channels': 256},
+    ),
     # A neck with an operator that exists for GPUs alone.
     'mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py': (ALL[0], {'neck.in_channels': ALL[1]}),
     # A neck with a start level that fails without its first input keeps it.
     'mmdet::nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco.py': (
-        ALL[0], {'neck.in_channels': ALL[1], 'neck.start_level': 1}),
-    'mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py': ((2, ), {
-        'rpn_head.in_channels': 16, 'roi_head.bbox_roi_extractor.out_channels': 16,
-        'roi_head.bbox_head.in_channels': 16}),
-    'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py': ((2, 3), {
-        'decode_head.kernel_generate_head.in_channels': 24, 'decode_head.kernel_update_head.0.in_channels': 512,
-        'auxiliary_head.in_index': 0}),
+        ALL[0],
+        {'neck.in_channels': ALL[1], 'neck.start_level': 1},
+    ),
+    'mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py': (
+        (2,),
+        {
+            'rpn_head.in_channels': 16,
+            'roi_head.bbox_roi_extractor.out_channels': 16,
+            'roi_head.bbox_head.in_channels': 16,
+        },
+    ),
+    'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py': (
+        (2, 3),
+        {
+            'decode_head.kernel_generate_head.in_channels': 24,
+            'decode_head.kernel_update_head.0.in_channels': 512,
+            'auxiliary_head.in_index': 0,
+        },
+    ),
     'mmseg::hrnet/fcn_hr18_4xb4-80k_ade20k-512x512.py': (ALL[0], {'decode_head.in_channels': ALL[1]}),
-    'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb4-160k_ade20k-512x512.py': ((0, 2, 3), {
-        'decode_head.in_channels': 24, 'decode_head.c1_in_channels': 8}),
+    'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb4-160k_ade20k-512x512.py': (
+        (0, 2, 3),
+        {'decode_head.in_channels': 24, 'decode_head.c1_in_channels': 8},
+    ),
 }
 REFUSED = {
     'mmdet::bytetrack/bytetrack_yolox_x_8xb4-80e_crowdhuman-mot17halftrain_test-mot17halfval.py': [
-        'ByteTrack wraps another model', 'model.detector.backbone', 'config of the inner model'],
+        'ByteTrack wraps another model',
+        'model.detector.backbone',
+        'config of the inner model',
+    ],
     'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py': ['SoftTeacher wraps another'],
     'mmdet::detectors/cascade-rcnn_r50-rfp_1x_coco.py': ['model.neck has a backbone of its own', 'another neck'],
     'mmdet::faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py': ['model.roi_head.shared_head', 'FPN neck'],
@@ -136,9 +192,14 @@ def test_readers_of_every_kind_get_the_map_of_their_stride(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py',
-                                  'mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py',
-                                  'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py',
+        'mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py',
+        'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py',
+    ],
+)
 def test_a_config_with_an_unusual_reader_learns_too(name):
     assert try_out(plug(name, TINY, verify=False)).unused == []
 
@@ -170,13 +231,20 @@ def test_the_argument_and_the_state_of_the_process_stay_as_they_were():
 def test_the_whole_new_backbone():
     cfg = plug(FASTER_RCNN, 'm', verify=False)
     assert cfg.model.backbone == dict(
-        type='mmcasvit.CASViT', arch='m', out_indices=(0, 1, 2, 3), norm_eval=True, drop_path_rate=.1)
+        type='mmcasvit.CASViT', arch='m', out_indices=(0, 1, 2, 3), norm_eval=True, drop_path_rate=0.1
+    )
     assert cfg.model.neck.in_channels == [64, 96, 192, 384]
     assert cfg.custom_imports == dict(imports=['mmcasvit'], allow_failed_imports=False)
-    cfg = plug(PSPNET, 's', drop_path_rate=.2, norm_eval=False, frozen_stages=1, verify=False)
+    cfg = plug(PSPNET, 's', drop_path_rate=0.2, norm_eval=False, frozen_stages=1, verify=False)
     assert cfg.model.backbone == dict(
-        type='mmcasvit.CASViT', arch='s', out_indices=(2, 3), norm_eval=False, drop_path_rate=.2, frozen_stages=1,
-        norm_cfg=dict(type='SyncBN', requires_grad=True))
+        type='mmcasvit.CASViT',
+        arch='s',
+        out_indices=(2, 3),
+        norm_eval=False,
+        drop_path_rate=0.2,
+        frozen_stages=1,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+    )
     assert cfg.model.pretrained is None
     assert plug(FASTER_RCNN, 's', verify=False).model.backbone.get('drop_path_rate') is None
 
@@ -195,7 +263,7 @@ def test_layer_wise_learning_rates_go_with_the_backbone_that_cannot_even_be_buil
     name = 'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
     cfg, notes = plug_with_notes(name, TINY, verify=False)
     assert 'constructor' not in cfg.optim_wrapper
-    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0., bias_decay_mult=0.)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
     assert cfg.custom_imports['imports'] == ['mmcasvit']
     assert cfg.model.neck.in_channels == [8, 12, 16, 24]
     assert any('decay' in note for note in notes)
@@ -270,11 +338,14 @@ def test_a_part_that_the_rules_miss_ends_in_an_error_that_names_it():
     assert caught.value.stage == 'build'
 
 
-@pytest.mark.parametrize('name, words', [
-    ('no_such.py', 'config not found: /'),
-    ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_cocoo.py', 'Did you mean fcos_r50-caffe_fpn_gn-head_1x_coco.py?'),
-    ('mmnothing::a.py', 'mmnothing is not installed'),
-])
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('no_such.py', 'config not found: /'),
+        ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_cocoo.py', 'Did you mean fcos_r50-caffe_fpn_gn-head_1x_coco.py?'),
+        ('mmnothing::a.py', 'mmnothing is not installed'),
+    ],
+)
 def test_a_config_that_is_not_there(name, words):
     with pytest.raises(PlugError) as caught:
         plug(name, TINY)
@@ -287,7 +358,7 @@ def test_arguments_out_of_range_are_refused():
     with pytest.raises(PlugError, match='frozen_stages'):
         plug(FCOS, 'xs', frozen_stages=7)
     with pytest.raises(PlugError, match='drop_path_rate'):
-        plug(FCOS, 'xs', drop_path_rate=1.)
+        plug(FCOS, 'xs', drop_path_rate=1.0)
 
 
 def test_a_head_that_does_not_fit_its_old_backbone_is_named():
@@ -332,8 +403,12 @@ def test_written_configs_read_back_as_what_plug_gives(tool, tmp_path, monkeypatc
     (tmp_path / 'lazy.py').write_text(LAZY)
     (tmp_path / 'new').mkdir()
     monkeypatch.chdir(tmp_path)
-    for source, base in [('mine/own.py', "_base_ = '../mine/own.py'"), (FCOS, f"_base_ = '{FCOS}'"), (PSPNET, None),
-                         ('lazy.py', None)]:
+    for source, base in [
+        ('mine/own.py', "_base_ = '../mine/own.py'"),
+        (FCOS, f"_base_ = '{FCOS}'"),
+        (PSPNET, None),
+        ('lazy.py', None),
+    ]:
         out = tmp_path / 'new' / 'plugged.py'
         cfg, notes = plug_with_notes(source, 's', verify=False)
         text = tool.config_text(source, cfg, out, notes)
@@ -355,8 +430,9 @@ def test_overrides_delete_what_merging_would_keep(tool):
     old = dict(a=dict(type='X', x=1, y=2), b=dict(x=1, y=2), c=dict(x=1, y=[1, 2]), d=1, e=[dict(x=1)])
     new = dict(a=dict(type='Y', x=1, y=2), b=dict(x=1), c=dict(x=1, y=(1, 2)), d=1, e=[dict(x=2)], f=None)
     found = tool.overrides(old, new)
-    assert found == dict(a=dict(_delete_=True, type='Y', x=1, y=2), b=dict(_delete_=True, x=1), c=dict(y=(1, 2)),
-                         e=[dict(x=2)], f=None)
+    assert found == dict(
+        a=dict(_delete_=True, type='Y', x=1, y=2), b=dict(_delete_=True, x=1), c=dict(y=(1, 2)), e=[dict(x=2)], f=None
+    )
     merged = Config(old)
     merged.merge_from_dict(found, allow_list_keys=False)
     assert merged.to_dict() == new
@@ -365,6 +441,7 @@ def test_overrides_delete_what_merging_would_keep(tool):
 @pytest.fixture
 def run_main(tool, monkeypatch, tmp_path, capsys):
     """Runs the tool in this process, in an empty folder, and returns its exit status and what it printed."""
+
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['plug.py', *map(str, arguments)])
         try:
@@ -373,6 +450,7 @@ def run_main(tool, monkeypatch, tmp_path, capsys):
         except SystemExit as end:
             status = end.code
         return status, capsys.readouterr()
+
     monkeypatch.chdir(tmp_path)
     return run
 
@@ -391,14 +469,17 @@ def test_the_tool_writes_one_file_and_never_over_another(run_main, tmp_path):
     assert (backbone.arch, backbone.norm_eval) == ('s', False)
 
 
-@pytest.mark.parametrize('arguments, words', [
-    ([next(name for name in REFUSED if 'bytetrack' in name), '--out', 'x.py'], 'ByteTrack wraps another model'),
-    ([FCOS], 'give one config and --out FILE.py, or --table'),
-    ([FCOS, '--out', 'x.yaml'], '--out must be a .py file'),
-    ([FCOS, '--out', 'no/x.py'], '--out: there is no folder'),
-    ([FCOS, '--out', 'x.py', '--pretrained', 'no.pth'], 'checkpoint not found'),
-    ([FCOS, '--out', 'x.py', '--drop-path-rate', '2'], 'drop_path_rate must be'),
-])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        ([next(name for name in REFUSED if 'bytetrack' in name), '--out', 'x.py'], 'ByteTrack wraps another model'),
+        ([FCOS], 'give one config and --out FILE.py, or --table'),
+        ([FCOS, '--out', 'x.yaml'], '--out must be a .py file'),
+        ([FCOS, '--out', 'no/x.py'], '--out: there is no folder'),
+        ([FCOS, '--out', 'x.py', '--pretrained', 'no.pth'], 'checkpoint not found'),
+        ([FCOS, '--out', 'x.py', '--drop-path-rate', '2'], 'drop_path_rate must be'),
+    ],
+)
 def test_wrong_arguments_of_the_tool_write_nothing(run_main, tmp_path, arguments, words):
     status, printed = run_main(*arguments)
     assert status == 2

@@ -1,4 +1,5 @@
 """The documentation keeps its word: its examples run, its commands parse, its links and its table are right."""
+
 import os
 import re
 import shlex
@@ -34,8 +35,9 @@ def tool_calls():
         for words in commands(page):
             tools = [i for i, word in enumerate(words) if re.fullmatch(r'tools/\w+\.py', word)]
             if tools:
-                yield pytest.param(words[tools[0]], words[tools[0] + 1:],
-                                   id=f'{page.stem}: {" ".join(words[tools[0]:])[:80]}')
+                yield pytest.param(
+                    words[tools[0]], words[tools[0] + 1 :], id=f'{page.stem}: {" ".join(words[tools[0] :])[:80]}'
+                )
 
 
 @pytest.mark.parametrize('tool, arguments', tool_calls())

@@ -1,4 +1,5 @@
 """torch.hub finds the entry points, and they give the models of the package."""
+
 import importlib.util
 import os
 import subprocess
@@ -31,12 +32,15 @@ def test_entries_are_listed_and_explained_without_importing_the_package(tmp_path
     # Both look into PyTorch's folder of downloaded repositories alone, and download what is not there.
     (tmp_path / 'hub').mkdir()
     (tmp_path / 'hub/someone_mmcasvit_main').symlink_to(ROOT)
-    code = ('import sys, torch;'
-            'repository = dict(github="someone/mmcasvit:main", skip_validation=True, trust_repo=True);'
-            'print(*torch.hub.list(**repository)); print(torch.hub.help(model="casvit_xs", **repository));'
-            'assert not {"mmcasvit", "mmengine", "mmcv", "timm"} & set(sys.modules)')
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                          env={**os.environ, 'TORCH_HOME': str(tmp_path)})
+    code = (
+        'import sys, torch;'
+        'repository = dict(github="someone/mmcasvit:main", skip_validation=True, trust_repo=True);'
+        'print(*torch.hub.list(**repository)); print(torch.hub.help(model="casvit_xs", **repository));'
+        'assert not {"mmcasvit", "mmengine", "mmcv", "timm"} & set(sys.modules)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'TORCH_HOME': str(tmp_path)}
+    )
     assert done.returncode == 0, done.stderr
     listed, *explained = done.stdout.splitlines()
     assert sorted(listed.split()) == sorted(ENTRIES)
@@ -77,7 +81,7 @@ def test_what_is_missing_is_said(tiny, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"checkpoint='cas-vit\.pth' instead of pretrained=True"):
             load(entry, pretrained=True)
         with pytest.raises(TypeError, match="no argument 'drop_pathrate'"):
-            load(entry, drop_pathrate=.1)
+            load(entry, drop_pathrate=0.1)
         torch.save(dict(model=to_authors_names(CASViTClassifier('s').state_dict())), tmp_path / 's.pth')
         with pytest.raises(WeightsError, match="expected: arch 'xs', found: arch 's'"):
             load(entry, checkpoint=str(tmp_path / 's.pth'))

@@ -1,4 +1,5 @@
 """Which room of the package may import which; CONTRIBUTING.md explains the rule."""
+
 import ast
 import graphlib
 
@@ -27,7 +28,7 @@ def imported(file):
             yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split('.')[0] == 'mmcasvit')
         elif isinstance(node, ast.ImportFrom):
             package = ['mmcasvit', *file.relative_to(ROOT / 'mmcasvit').parent.parts]
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             module = '.'.join([*base, *([node.module] if node.module else [])])
             if module.split('.')[0] == 'mmcasvit':
                 yield from ((node.lineno, f'{module}.{alias.name}') for alias in node.names)
@@ -38,24 +39,41 @@ def room_of(module):
 
 
 def test_no_room_imports_one_above_it():
-    wrong = [f'{file.relative_to(ROOT)}:{line}: {module}' for file in FILES for line, module in imported(file)
-             if (room := room_of('.'.join(file.relative_to(ROOT).with_suffix('').parts))) != room_of(module)
-             and LEVEL[room_of(module)] >= LEVEL[room]]
+    wrong = [
+        f'{file.relative_to(ROOT)}:{line}: {module}'
+        for file in FILES
+        for line, module in imported(file)
+        if (room := room_of('.'.join(file.relative_to(ROOT).with_suffix('').parts))) != room_of(module)
+        and LEVEL[room_of(module)] >= LEVEL[room]
+    ]
     assert not wrong, 'imports of a room that is not below:\n' + '\n'.join(wrong)
 
 
 def test_no_file_imports_itself_through_others():
-    names = {file.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.').removesuffix('.__init__'): file
-             for file in FILES}
-    graph = {name: {part for _, module in imported(file) for part in (module, module.rpartition('.')[0])
-                    if part in names and part != name and names[part].name != '__init__.py'}
-             for name, file in names.items()}
+    names = {
+        file.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.').removesuffix('.__init__'): file
+        for file in FILES
+    }
+    graph = {
+        name: {
+            part
+            for _, module in imported(file)
+            for part in (module, module.rpartition('.')[0])
+            if part in names and part != name and names[part].name != '__init__.py'
+        }
+        for name, file in names.items()
+    }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
 def test_tests_import_no_other_test():
     for file in (ROOT / 'tests').rglob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):
-            modules = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
-                       else [node.module or ''] if isinstance(node, ast.ImportFrom) else [])
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or '']
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not any(module.startswith(('test_', 'conftest')) for module in modules), f'{file}:{node.lineno}'

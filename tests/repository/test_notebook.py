@@ -1,4 +1,5 @@
 """The notebook runs from its first cell to its last, and what it shows is fit to be published."""
+
 import importlib.util
 import json
 import os

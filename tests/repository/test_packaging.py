@@ -1,4 +1,5 @@
 """Configs, tools and models are found by name in the repository, and in a wheel that is installed somewhere else."""
+
 import json
 import os
 import re
@@ -24,8 +25,21 @@ MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
 SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
 CONFIGS = [file.stem for file in (ROOT / 'configs').glob('*/*.py')]
 # What a build is made from: the names at the top of the repository, without data, runs and environments.
-SOURCES = ('MANIFEST.in', 'Makefile', 'README.md', 'configs', 'docs', 'hubconf.py', 'mmcasvit', 'model-index.yml',
-           'pyproject.toml', 'requirements', 'setup.py', 'tests', 'tools')
+SOURCES = (
+    'MANIFEST.in',
+    'Makefile',
+    'README.md',
+    'configs',
+    'docs',
+    'hubconf.py',
+    'mmcasvit',
+    'model-index.yml',
+    'pyproject.toml',
+    'requirements',
+    'setup.py',
+    'tests',
+    'tools',
+)
 
 
 def run(*command, cwd):
@@ -69,13 +83,18 @@ def test_a_wrong_name_lists_near_ones():
 
 def test_a_config_of_ones_own_inherits_one_of_ours(tmp_path, monkeypatch):
     monkeypatch.setenv('MMCASVIT', str(Path(mmcasvit.config_path(DETECTOR)).parent.parent))
-    bases = ["__import__('mmcasvit').config_path('NAME')", "[__import__('mmcasvit').config_path('NAME'), 'more.py']",
-             "'{{$MMCASVIT:}}/detection/NAME.py'"]
+    bases = [
+        "__import__('mmcasvit').config_path('NAME')",
+        "[__import__('mmcasvit').config_path('NAME'), 'more.py']",
+        "'{{$MMCASVIT:}}/detection/NAME.py'",
+    ]
     (tmp_path / 'more.py').write_text('more = 1\n')
     for number, base in enumerate(bases):
         file = tmp_path / f'mine{number}.py'
-        file.write_text(f'_base_ = {base.replace("NAME", DETECTOR)}\nmodel = dict(backbone=dict(arch="s"))\n'
-                        'classes = _base_.shapes_metainfo.classes\n')
+        file.write_text(
+            f'_base_ = {base.replace("NAME", DETECTOR)}\nmodel = dict(backbone=dict(arch="s"))\n'
+            'classes = _base_.shapes_metainfo.classes\n'
+        )
         cfg = Config.fromfile(file)
         assert (cfg.model.type, cfg.model.backbone.arch, cfg.classes[0]) == ('RetinaNet', 's', 'disc')
         assert cfg.model.get('_scope_') == 'mmdet'  # where mmdet's own bases come from: the types resolve there
@@ -134,6 +153,7 @@ def wheels(tmp_path_factory, repository):
 @pytest.fixture(scope='module')
 def fresh_environment(tmp_path_factory):
     """Makes an environment with something of ours in it; everything else comes from this process's environment."""
+
     def make(*what):
         folder = tmp_path_factory.mktemp('environment')
         venv.create(folder, symlinks=True)
@@ -145,6 +165,7 @@ def fresh_environment(tmp_path_factory):
         (site / 'shared.pth').write_text('\n'.join(shared))
         pip('--python', python, 'install', '-q', '--no-index', '--no-deps', '--no-build-isolation', *what, cwd=folder)
         return python, site
+
     return make
 
 
@@ -156,8 +177,9 @@ def installed(fresh_environment, wheels):
 @pytest.mark.slow
 def test_the_wheel_holds_everything_once(wheels, repository):
     expected = [f'mmcasvit/{file}' for file in files_in(repository / 'mmcasvit')]
-    expected += [f'mmcasvit/.mim/{folder}/{file}' for folder in ('configs', 'tools')
-                 for file in files_in(repository / folder)] + ['mmcasvit/.mim/model-index.yml']
+    expected += [
+        f'mmcasvit/.mim/{folder}/{file}' for folder in ('configs', 'tools') for file in files_in(repository / folder)
+    ] + ['mmcasvit/.mim/model-index.yml']
     assert {Path(file).suffix for file in expected} == {'.py', '.yml'}
     for wheel in wheels.values():
         files = zipfile.ZipFile(wheel).namelist()
@@ -180,7 +202,8 @@ print(json.dumps(dict(file=mmcasvit.__file__, names=mmcasvit.list_configs(), arc
     assert sorted(found['names']) == sorted(CONFIGS)
     assert (found['arch'], found['classes'][0]) == ('xs', 'sky')
     assert run(python, '-m', 'mmcasvit', DETECTOR, cwd=tmp_path).strip() == str(
-        site / 'mmcasvit' / '.mim' / 'configs' / 'detection' / f'{DETECTOR}.py')
+        site / 'mmcasvit' / '.mim' / 'configs' / 'detection' / f'{DETECTOR}.py'
+    )
 
 
 @pytest.mark.slow

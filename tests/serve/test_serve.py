@@ -1,4 +1,5 @@
 """The server: the answers are those of an evaluation, batches are batches, and what is wrong is said."""
+
 import asyncio
 import importlib.util
 import io
@@ -80,9 +81,11 @@ def post(client, data, name='picture.png', **params):
 
 def ask(predictor, data, limits=None, **params):
     """One request to a server of its own."""
+
     async def run():
         async with serving_app(predictor, **limits or {}) as client:
             return await post(client, data, **params)
+
     return asyncio.run(run())
 
 
@@ -90,6 +93,7 @@ def ask_together(predictor, files, **limits):
     async def run():
         async with serving_app(predictor, **limits) as client:
             return await asyncio.gather(*(post(client, data) for data in files))
+
     return asyncio.run(run())
 
 
@@ -210,10 +214,14 @@ def test_groups_run_apart_and_in_order():
     batches = []
 
     async def run():
-        batcher = Batcher(lambda batch: (batches.append(batch), [10 * one for one in batch])[1],
-                          lambda one: one > 0, Limits(max_batch=5, max_delay_ms=1000))
+        batcher = Batcher(
+            lambda batch: (batches.append(batch), [10 * one for one in batch])[1],
+            lambda one: one > 0,
+            Limits(max_batch=5, max_delay_ms=1000),
+        )
         async with batcher:
             return await asyncio.gather(*map(batcher, [1, -2, 3, -4, 5, 6]))
+
     assert asyncio.run(run()) == [(10, 3), (-20, 2), (30, 3), (-40, 2), (50, 3), (60, 1)]
     assert batches == [[1, 3, 5], [-2, -4], [6]]
 
@@ -226,6 +234,7 @@ def test_a_batch_is_not_kept_waiting_for_longer_than_its_delay(delay):
             begin = clock()
             found = await asyncio.gather(batcher('a'), batcher('b'))
             return found, clock() - begin
+
     found, seconds = asyncio.run(run())
     assert found == [('a', 2), ('b', 2)]
     assert delay / 1000 <= seconds < delay / 1000 + 2
@@ -233,8 +242,10 @@ def test_a_batch_is_not_kept_waiting_for_longer_than_its_delay(delay):
 
 def huge_png():
     """40000 x 40000 pixels by its header, and next to nothing behind it."""
+
     def chunk(name, data):
         return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
     header = struct.pack('>IIBBBBB', 40000, 40000, 8, 2, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(9))) + chunk(b'IEND', b'')
 
@@ -243,18 +254,22 @@ def noise(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize('data, status, words', [
-    (b'', 422, 'the file is empty'),
-    (b'Just text, named picture.jpg.', 415, 'no image, .* send JPEG, PNG, BMP, TIFF or WEBP'),
-    (encoded(noise(9, 9), 'GIF'), 415, 'none of a format that is read here'),
-    (encoded(noise(60, 90), 'JPEG')[:2000], 422, 'the image is damaged: .*truncated'),
-    (encoded(noise(60, 90))[:2000], 422, 'the image is damaged'),
-    (b'\x89PNG\r\n\x1a\n' + bytes(40), 415, 'no image'),
-    (encoded(np.zeros((100, 101, 3), np.uint8)), 413, 'has 101x100 pixels, .* at most 10000'),
-    (huge_png(), 413, 'too many pixels, .* at most 10000'),
-    (encoded(noise(60, 90), 'BMP'), 413, 'larger than the 16000 bytes'),
-    (encoded(noise(1, 3000)), 422, '3000x1 pixels cannot be scaled'),
-], ids=['empty', 'text', 'GIF', 'cut JPEG', 'cut PNG', 'bad header', 'pixels', 'bomb', 'bytes', 'narrow'])
+@pytest.mark.parametrize(
+    'data, status, words',
+    [
+        (b'', 422, 'the file is empty'),
+        (b'Just text, named picture.jpg.', 415, 'no image, .* send JPEG, PNG, BMP, TIFF or WEBP'),
+        (encoded(noise(9, 9), 'GIF'), 415, 'none of a format that is read here'),
+        (encoded(noise(60, 90), 'JPEG')[:2000], 422, 'the image is damaged: .*truncated'),
+        (encoded(noise(60, 90))[:2000], 422, 'the image is damaged'),
+        (b'\x89PNG\r\n\x1a\n' + bytes(40), 415, 'no image'),
+        (encoded(np.zeros((100, 101, 3), np.uint8)), 413, 'has 101x100 pixels, .* at most 10000'),
+        (huge_png(), 413, 'too many pixels, .* at most 10000'),
+        (encoded(noise(60, 90), 'BMP'), 413, 'larger than the 16000 bytes'),
+        (encoded(noise(1, 3000)), 422, '3000x1 pixels cannot be scaled'),
+    ],
+    ids=['empty', 'text', 'GIF', 'cut JPEG', 'cut PNG', 'bad header', 'pixels', 'bomb', 'bytes', 'narrow'],
+)
 def test_a_bad_file_is_refused_with_its_reason(data, status, words, predictors, monkeypatch):
     monkeypatch.setattr(predictors['detector'], 'max_pixels', 10000)
     answer = ask(predictors['detector'], data, dict(max_bytes=16000), name='picture.jpg')
@@ -273,17 +288,21 @@ def test_a_picture_with_too_many_pixels_is_not_decoded(monkeypatch):
 def test_other_requests_are_told_what_would_be_right(segmentor):
     async def run():
         async with serving_app(segmentor) as client:
-            for request in (client.post('/predict', json={}), client.post('/predict', data=dict(image='text')),
-                            client.post('/predict', files=dict(file=('a.png', drawn(1)[0])))):
+            for request in (
+                client.post('/predict', json={}),
+                client.post('/predict', data=dict(image='text')),
+                client.post('/predict', files=dict(file=('a.png', drawn(1)[0]))),
+            ):
                 answer = await request
                 assert answer.status_code == 422
                 assert 'Send the file as the field "image"' in answer.json()['detail']
             answer = await post(client, drawn(1)[0], min_score=2)
             assert answer.status_code == 422
             assert answer.json()['detail'].startswith('query.min_score')
-            answer = await post(client, drawn(1)[0], min_score=.5)
+            answer = await post(client, drawn(1)[0], min_score=0.5)
             assert (answer.status_code, answer.json()['detail'][:26]) == (422, 'min_score is for detectors')
             assert (await client.get('/predict')).status_code == 405
+
     asyncio.run(run())
 
 
@@ -307,9 +326,12 @@ def test_an_upload_ends_where_it_becomes_too_large(announced, segmentor):
         async with serving_app(segmentor, max_bytes=2**18) as client:
             # ASGITransport would collect the whole body first.
             return await raw_post(client._transport.app, headers, body())
+
     status, detail = asyncio.run(run())
-    assert (status, detail) == (413, 'the file is larger than the 262144 bytes that this server takes: scale the '
-                                     'picture down.')
+    assert (status, detail) == (
+        413,
+        'the file is larger than the 262144 bytes that this server takes: scale the picture down.',
+    )
     assert sent <= (0 if announced else 6 * 2**16)
 
 
@@ -326,8 +348,16 @@ async def raw_post(app, headers, body):
     async def send(message):
         answer['status'] = answer.get('status') or message.get('status')
         answer['body'] = answer.get('body', b'') + message.get('body', b'')
-    scope = dict(type='http', method='POST', path='/predict', query_string=b'', http_version='1.1', scheme='http',
-                 headers=[(name.lower().encode(), value.encode()) for name, value in headers.items()])
+
+    scope = dict(
+        type='http',
+        method='POST',
+        path='/predict',
+        query_string=b'',
+        http_version='1.1',
+        scheme='http',
+        headers=[(name.lower().encode(), value.encode()) for name, value in headers.items()],
+    )
     await app(scope, receive, send)
     return answer['status'], json.loads(answer['body'])['detail']
 
@@ -338,8 +368,9 @@ def test_an_upload_that_takes_too_long_is_ended(segmentor):
         await asyncio.sleep(60)
 
     async def run():
-        async with serving_app(segmentor, timeout=.2) as client:
+        async with serving_app(segmentor, timeout=0.2) as client:
             return await raw_post(client._transport.app, {'Content-Type': 'multipart/form-data; boundary=x'}, body())
+
     assert asyncio.run(run()) == (408, 'the upload took longer than 0.2 s.')
 
 
@@ -356,11 +387,12 @@ def test_a_full_queue_turns_requests_away(segmentor, held):
         async with serving_app(segmentor, max_waiting=2, max_batch=1) as client:
             first = [asyncio.create_task(post(client, file)) for file in drawn(2)]
             while (await client.get('/health')).json()['waiting'] < 2:
-                await asyncio.sleep(.01)
+                await asyncio.sleep(0.01)
             refused = await post(client, drawn(1)[0])
             held.set()
             accepted = await asyncio.gather(*first)
             return refused, accepted, await post(client, drawn(1)[0]), (await client.get('/health')).json()
+
     refused, accepted, later, health = asyncio.run(run())
     assert (refused.status_code, refused.headers['Retry-After']) == (503, '1')
     assert refused.json()['detail'] == '2 requests are waiting already: try again later.'
@@ -377,6 +409,7 @@ def test_who_waits_too_long_is_told_and_not_computed_any_more(segmentor, held, m
             late = await asyncio.gather(*(post(client, file) for file in drawn(3)))
             held.set()
             return late, await post(client, drawn(1)[0])
+
     late, later = asyncio.run(run())
     assert [(answer.status_code, answer.json()['detail']) for answer in late] == [(504, 'no answer within 3 s.')] * 3
     assert later.status_code == 200
@@ -392,6 +425,7 @@ def test_a_failed_batch_fails_alone(segmentor, monkeypatch, caplog):
             failed = await asyncio.gather(*(post(client, file) for file in drawn(2)))
             broken.append(False)
             return failed, await post(client, drawn(1)[0]), await client.get('/health')
+
     failed, later, health = asyncio.run(run())
     assert [answer.status_code for answer in failed] == [500, 500]
     assert failed[0].json()['detail'].startswith('the model failed on this picture')
@@ -410,6 +444,7 @@ def test_the_server_says_what_it_holds(predictors):
     async def run():
         async with serving_app(predictors['detector'], max_batch=3) as client:
             return await client.get('/metadata'), await client.get('/health')
+
     metadata, health = asyncio.run(run())
     found = metadata.json()
     assert (found['file'], found['what'], found['size']) == ('detector.pt', 'detector', list(SIZE))
@@ -427,6 +462,7 @@ def test_health_tells_when_the_worker_has_ended(segmentor):
             await asyncio.sleep(0)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='http://test') as client:
                 return await client.get('/health')
+
     assert asyncio.run(run()).status_code == 503
 
 
@@ -440,8 +476,11 @@ def test_what_cannot_be_served_is_refused(predictors, tmp_path, monkeypatch):
     other.model = {**other.model, 'decode_head': {**other.model.decode_head, 'num_classes': 5}}
     with pytest.raises(UsageError, match='does not work with the config: it gives 8 classes, and the config has 5'):
         Predictor(predictors['segmentor'].exported, other)
-    for wrong, words in ((dict(max_batch=0), 'at least 1'), (dict(timeout=0), 'above 0'),
-                         (dict(max_pixels=10**9), 'for an attack')):
+    for wrong, words in (
+        (dict(max_batch=0), 'at least 1'),
+        (dict(timeout=0), 'above 0'),
+        (dict(max_pixels=10**9), 'for an attack'),
+    ):
         with pytest.raises(UsageError, match=words):
             Limits(**wrong)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
@@ -456,6 +495,7 @@ def test_the_load_test_counts_answers_batches_and_errors(segmentor, monkeypatch)
             good = await send_load(client, [('a.png', file) for file in drawn(2)], concurrency=4, requests=10)
             bad = await send_load(client, [('a.png', drawn(1)[0]), ('b.png', b'text')], concurrency=1, requests=4)
             return good, bad, await send_load(client, [('b.png', b'text')], concurrency=1, requests=3)
+
     good, bad, worse = asyncio.run(run())
     row = good.row()
     assert (row['clients'], row['answers'], row['errors']) == (4, 10, 0)
@@ -474,10 +514,26 @@ def test_the_load_test_counts_answers_batches_and_errors(segmentor, monkeypatch)
 def test_the_real_server_answers_and_ends_cleanly(predictors, tmp_path):
     """On a free port; a request that is open when the server is told to end is still answered."""
     write_tiny_config(tmp_path / 'tiny.py', config_path(TWINS['semantic_fpn']), CHANNELS)
-    command = [sys.executable, ROOT / 'tools/serve.py', predictors['segmentor'].exported.path, 'tiny.py', '--port', 0,
-               '--max-delay-ms', 1500, '--threads', 1]
-    server = subprocess.Popen([*map(str, command)], cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [
+        sys.executable,
+        ROOT / 'tools/serve.py',
+        predictors['segmentor'].exported.path,
+        'tiny.py',
+        '--port',
+        0,
+        '--max-delay-ms',
+        1500,
+        '--threads',
+        1,
+    ]
+    server = subprocess.Popen(
+        [*map(str, command)],
+        cwd=tmp_path,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         output = ''
         while 'startup complete' not in output:
@@ -490,6 +546,7 @@ def test_the_real_server_answers_and_ends_cleanly(predictors, tmp_path):
 
         def ask_late():
             answers.append(httpx.post(f'{url}/predict', files=dict(image=drawn(1)[0]), timeout=60).status_code)
+
         answers, late = [], threading.Thread(target=ask_late)
         late.start()
         while httpx.get(f'{url}/health').json()['waiting'] == 0:

@@ -3,6 +3,7 @@ result; nothing is overwritten, and no file that is only to be read is executed.
 
 The tools run in this process: starting Python and importing the frameworks takes longer than all a case does.
 """
+
 import functools
 import importlib
 import json
@@ -28,8 +29,9 @@ from mmcasvit.datasets.unreadable import SkipUnreadable
 from mmcasvit.weights.integrity import find_whole_checkpoint
 
 CHANNELS = [8, 12, 16, 24]
-SINGLE_PROCESS = {f'{split}_dataloader': dict(num_workers=0, persistent_workers=False)
-                  for split in ('train', 'val', 'test')}
+SINGLE_PROCESS = {
+    f'{split}_dataloader': dict(num_workers=0, persistent_workers=False) for split in ('train', 'val', 'test')
+}
 
 
 @pytest.fixture(scope='module')
@@ -37,8 +39,9 @@ def made(tmp_path_factory):
     """A data set, a tiny detector and segmentor with their configs, and checkpoints of random weights."""
     root = tmp_path_factory.mktemp('made')
     write_dataset(root / 'shapes', train=4, val=2, seed=3, height=64, width=96)
-    for name, base in dict(det='detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
-                           seg='segmentation/semantic-fpn_casvit-xs_600i_shapes.py').items():
+    for name, base in dict(
+        det='detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py', seg='segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+    ).items():
         cfg = Config.fromfile(ROOT / 'configs' / base, import_custom_modules=False)
         cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=CHANNELS)
         cfg.model.neck.in_channels = CHANNELS
@@ -63,7 +66,7 @@ class Bomb:
         self.mark = str(mark)
 
     def __reduce__(self):
-        return Path.touch, (Path(self.mark), )
+        return Path.touch, (Path(self.mark),)
 
 
 @pytest.fixture
@@ -97,6 +100,7 @@ def call(monkeypatch, capfd, place):
                 status = end.code or 0
         printed = capfd.readouterr()
         return status, printed.out, printed.err
+
     return run
 
 
@@ -108,7 +112,7 @@ def refused(call, place, words, tool, *arguments):
     """The tool ends with status 2 and one error, in words; files that were there stay as they were."""
     before = contents(place)
     status, _, err = call(tool, *arguments)
-    error = err[err.rfind('\nerror: ') + 1:]
+    error = err[err.rfind('\nerror: ') + 1 :]
     assert status == 2, err[-3000:]
     assert error.startswith('error: '), err[-3000:]
     assert 'Traceback' not in error
@@ -129,12 +133,21 @@ CONFIG_CASES = dict(
     arch_of_another_type=('det', ['model.backbone.arch=3'], ['mmcasvit.CASViT', 'arch']),
     out_index_that_is_not_there=('det', ['model.backbone.out_indices=(0,1,2,7)'], ['mmcasvit.CASViT', '7']),
     unknown_model=('det', ['model.type=MaskRCNNN'], ['MaskRCNNN']),
-    channels_that_do_not_fit_the_neck=('det', ['model.neck.in_channels=[8,12,16,25]'],
-                                       ['model.neck.in_channels', '[8, 12, 16, 24]']),
-    too_few_channels_for_the_neck=('seg', ['model.neck.in_channels=[8,12,16]'],
-                                   ['model.neck.in_channels', '[8, 12, 16, 24]']),
-    fewer_outputs_than_the_neck_takes=('seg', ['model.backbone.out_indices=(1,2,3)'],
-                                       ['model.neck.in_channels', '[12, 16, 24]']),
+    channels_that_do_not_fit_the_neck=(
+        'det',
+        ['model.neck.in_channels=[8,12,16,25]'],
+        ['model.neck.in_channels', '[8, 12, 16, 24]'],
+    ),
+    too_few_channels_for_the_neck=(
+        'seg',
+        ['model.neck.in_channels=[8,12,16]'],
+        ['model.neck.in_channels', '[8, 12, 16, 24]'],
+    ),
+    fewer_outputs_than_the_neck_takes=(
+        'seg',
+        ['model.backbone.out_indices=(1,2,3)'],
+        ['model.neck.in_channels', '[12, 16, 24]'],
+    ),
     unknown_optimizer=('det', ['optim_wrapper.optimizer.type=AdamWW'], ['AdamWW']),
     unknown_key_of_the_optimizer=('det', ['optim_wrapper.optimizer.lrr=1'], ['AdamW', 'lrr']),
     negative_learning_rate=('det', ['optim_wrapper.optimizer.lr=-1'], ['AdamW', '-1']),
@@ -151,8 +164,11 @@ CONFIG_CASES = dict(
     loader_of_another_type=('det', ['train_dataloader=3'], ['train_dataloader']),
     fewer_classes_than_the_data=('det', ['model.roi_head.bbox_head.num_classes=4'], ['num_classes', '4', '6']),
     more_classes_than_the_data=('seg', ['model.decode_head.num_classes=150'], ['num_classes', '150', '8']),
-    missing_weights=('det', ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=no.pth'],
-                     ['checkpoint not found', 'no.pth']),
+    missing_weights=(
+        'det',
+        ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=no.pth'],
+        ['checkpoint not found', 'no.pth'],
+    ),
     work_dir_below_a_file=('det', ['work_dir=det.pth/run'], ['det.pth is a file']),
     pickled_annotations=('det', ['train_dataloader.dataset.ann_file=../../bomb.pkl'], ['pickle', 'JSON']),
 )
@@ -187,13 +203,15 @@ def bomb(place):
 
 def cut_off(place):
     content = (place / 'det.pth').read_bytes()
-    (place / 'bad.pth').write_bytes(content[:len(content) // 2])
+    (place / 'bad.pth').write_bytes(content[: len(content) // 2])
 
 
 CHECKPOINTS = dict(
     pickle_bomb=(bomb, ['--trust-checkpoint']),
     bare_pickle_bomb=(
-        lambda place: (place / 'bad.pth').write_bytes(pickle.dumps(Bomb(place / 'executed'))), ['bad.pth']),
+        lambda place: (place / 'bad.pth').write_bytes(pickle.dumps(Bomb(place / 'executed'))),
+        ['bad.pth'],
+    ),
     text=(lambda place: (place / 'bad.pth').write_text('weights'), ['no checkpoint']),
     no_bytes=(lambda place: (place / 'bad.pth').write_bytes(b''), ['no checkpoint']),
     cut_off=(cut_off, ['no checkpoint']),
@@ -205,16 +223,25 @@ READERS = dict(
     train_pretrained=['train', 'det.py', '--pretrained', 'bad.pth', '--cfg-options', DATA['det']],
     train_resume=['train', 'det.py', '--resume', 'bad.pth', '--cfg-options', DATA['det']],
     train_load_from=['train', 'det.py', '--cfg-options', DATA['det'], 'load_from=bad.pth'],
-    train_init_cfg=['train', 'det.py', '--cfg-options', DATA['det'], 'model.backbone.init_cfg.type=Pretrained',
-                    'model.backbone.init_cfg.checkpoint=bad.pth'],
+    train_init_cfg=[
+        'train',
+        'det.py',
+        '--cfg-options',
+        DATA['det'],
+        'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=bad.pth',
+    ],
     test=['test', 'det.py', 'bad.pth', '--cfg-options', DATA['det']],
     infer=['infer', 'shapes/coco/val2017', 'det.py', 'bad.pth'],
     convert=['convert_weights', 'bad.pth', 'new.pth'],
 )
 
 
-@pytest.mark.parametrize('kind, reader', [(kind, 'test') for kind in CHECKPOINTS] + [
-    (kind, reader) for reader in READERS for kind in ('pickle_bomb', 'bare_pickle_bomb') if reader != 'test'])
+@pytest.mark.parametrize(
+    'kind, reader',
+    [(kind, 'test') for kind in CHECKPOINTS]
+    + [(kind, reader) for reader in READERS for kind in ('pickle_bomb', 'bare_pickle_bomb') if reader != 'test'],
+)
 def test_a_bad_checkpoint_is_refused_and_not_executed(kind, reader, call, place):
     make, words = CHECKPOINTS[kind]
     make(place)
@@ -245,10 +272,14 @@ def rename_weights(place, make):
 @pytest.mark.parametrize('tool', ['test', 'infer'])
 @pytest.mark.parametrize('case', ['classes', 'arch', 'other_names'])
 def test_a_checkpoint_of_another_model_is_refused(case, tool, call, place):
-    rename_weights(place, dict(
-        classes=lambda w: {k: v[:-1] if 'fc_cls' in k else v for k, v in w.items()},
-        arch=lambda w: {k: v for k, v in w.items() if 'network.6' not in k},
-        other_names=lambda w: {f'model.{k}': v for k, v in w.items()})[case])
+    rename_weights(
+        place,
+        dict(
+            classes=lambda w: {k: v[:-1] if 'fc_cls' in k else v for k, v in w.items()},
+            arch=lambda w: {k: v for k, v in w.items() if 'network.6' not in k},
+            other_names=lambda w: {f'model.{k}': v for k, v in w.items()},
+        )[case],
+    )
     words = dict(classes='another number of classes', arch='missing', other_names='No name of the file')[case]
     arguments = READERS[tool]
     refused(call, place, [words], *arguments)
@@ -269,21 +300,26 @@ def rename_images(place, name):
 DATA_CASES = dict(
     empty_annotation_file=(lambda p: annotations(p, dict).write_text(''), ['instances_train2017.json', 'categories']),
     annotation_file_of_another_kind=(lambda p: annotations(p, lambda c: c['images']), ['categories']),
-    annotation_file_cut_off=(lambda p: annotations(p, dict).write_text(
-        '{"categories": [{"id": 1, "name": "x"'), ['categories']),
+    annotation_file_cut_off=(
+        lambda p: annotations(p, dict).write_text('{"categories": [{"id": 1, "name": "x"'),
+        ['categories'],
+    ),
     no_instances=(lambda p: annotations(p, lambda c: dict(c, annotations=[])), ['CocoDataset', 'no image']),
     no_images=(lambda p: annotations(p, lambda c: dict(c, annotations=[], images=[])), ['CocoDataset', 'no image']),
     categories_in_another_order=(
         lambda p: annotations(p, lambda c: dict(c, categories=c['categories'][::-1])),
-        ['another order', 'disc', 'ring', 'check_dataset']),
+        ['another order', 'disc', 'ring', 'check_dataset'],
+    ),
     category_that_is_not_there=(
-        lambda p: annotations(p, lambda c: dict(c, categories=c['categories'][1:])), ["'disc'", 'classes']),
-    path_out_of_the_data_root=(
-        lambda p: rename_images(p, '../../../det.pth'), ['outside of the data set', 'det.pth']),
-    absolute_path=(
-        lambda p: rename_images(p, '/etc/passwd'), ['outside of the data set', '/etc/passwd']),
-    unreadable_images=(lambda p: [f.write_text('x') for f in (p / 'shapes/coco/train2017').iterdir()],
-                       ['could not be read', 'check_dataset']),
+        lambda p: annotations(p, lambda c: dict(c, categories=c['categories'][1:])),
+        ["'disc'", 'classes'],
+    ),
+    path_out_of_the_data_root=(lambda p: rename_images(p, '../../../det.pth'), ['outside of the data set', 'det.pth']),
+    absolute_path=(lambda p: rename_images(p, '/etc/passwd'), ['outside of the data set', '/etc/passwd']),
+    unreadable_images=(
+        lambda p: [f.write_text('x') for f in (p / 'shapes/coco/train2017').iterdir()],
+        ['could not be read', 'check_dataset'],
+    ),
 )
 
 
@@ -291,8 +327,19 @@ DATA_CASES = dict(
 def test_bad_data_ends_training_with_an_error(case, call, place):
     spoil, words = DATA_CASES[case]
     spoil(place)
-    refused(call, place, words, 'train', 'det.py', '--cfg-options', DATA['det'], 'val_dataloader=None', 'val_cfg=None',
-            'val_evaluator=None', 'train_dataloader.dataset.pipeline.0.limit=2')
+    refused(
+        call,
+        place,
+        words,
+        'train',
+        'det.py',
+        '--cfg-options',
+        DATA['det'],
+        'val_dataloader=None',
+        'val_cfg=None',
+        'val_evaluator=None',
+        'train_dataloader.dataset.pipeline.0.limit=2',
+    )
 
 
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
@@ -311,13 +358,25 @@ def test_training_skips_an_image_that_was_cut_off(tmp_path, suffix, backend):
     assert list(read.skipped.read()) == [str(image)]
 
 
-@pytest.mark.parametrize('workers, harm', [(0, lambda image: image.write_bytes(b'')), (1, Path.unlink)],
-                         ids=['empty', 'gone, read by a worker'])
+@pytest.mark.parametrize(
+    'workers, harm',
+    [(0, lambda image: image.write_bytes(b'')), (1, Path.unlink)],
+    ids=['empty', 'gone, read by a worker'],
+)
 def test_an_evaluation_names_the_image_that_it_cannot_read(call, place, workers, harm):
     image = sorted((place / 'shapes/coco/val2017').iterdir())[0]
     harm(image)
-    refused(call, place, [image.name, 'could not be read'], 'test', 'det.py', 'det.pth', '--cfg-options', DATA['det'],
-            f'test_dataloader.num_workers={workers}')
+    refused(
+        call,
+        place,
+        [image.name, 'could not be read'],
+        'test',
+        'det.py',
+        'det.pth',
+        '--cfg-options',
+        DATA['det'],
+        f'test_dataloader.num_workers={workers}',
+    )
 
 
 def test_a_segmentor_without_images_is_an_error(call, place):
@@ -387,7 +446,7 @@ def half(name):
     rng = np.random.default_rng(0)
     save(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)), name)
     content = Path(name).read_bytes()
-    Path(name).write_bytes(content[:len(content) // 2])
+    Path(name).write_bytes(content[: len(content) // 2])
 
 
 FILES = dict(
@@ -432,14 +491,18 @@ def test_a_full_disk_is_an_error_of_check_dataset(call, place, full_disk):
     assert not list(place.rglob('*.fixed*'))
 
 
-@pytest.mark.parametrize('arguments', [
-    ['train', 'det.py', '--work-dir', 'det.pth', '--cfg-options', DATA['det']],
-    ['test', 'det.py', 'det.pth', '--work-dir', 'det.py/x', '--cfg-options', DATA['det']],
-    ['infer', 'shapes/coco/val2017', 'det.py', 'det.pth', '--out-dir', 'det.pth'],
-    ['infer', 'shapes/coco/val2017', 'seg.py', 'seg.pth', '--out-dir', 'det.pth/x'],
-    ['convert_weights', 'det.pth', 'det.py/x.pth', '--config', 'det.py'],
-    ['convert_weights', 'det.pth', 'seg.pth', '--config', 'det.py'],
-], ids=lambda arguments: ' '.join(arguments[:1] + arguments[-1:]))
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['train', 'det.py', '--work-dir', 'det.pth', '--cfg-options', DATA['det']],
+        ['test', 'det.py', 'det.pth', '--work-dir', 'det.py/x', '--cfg-options', DATA['det']],
+        ['infer', 'shapes/coco/val2017', 'det.py', 'det.pth', '--out-dir', 'det.pth'],
+        ['infer', 'shapes/coco/val2017', 'seg.py', 'seg.pth', '--out-dir', 'det.pth/x'],
+        ['convert_weights', 'det.pth', 'det.py/x.pth', '--config', 'det.py'],
+        ['convert_weights', 'det.pth', 'seg.pth', '--config', 'det.py'],
+    ],
+    ids=lambda arguments: ' '.join(arguments[:1] + arguments[-1:]),
+)
 def test_output_that_cannot_be_written_is_an_error(arguments, call, place):
     assert not refused(call, place, [], *arguments)
 
@@ -462,7 +525,7 @@ param_scheduler = [dict(type='ConstantLR', factor=1e-33, by_epoch=False, begin=0
 
 def stopped(place, status, err, *words):
     """Exit status 1, one error that says why and names the last good checkpoint, which is whole."""
-    error = err[err.rfind('\nerror: ') + 1:]
+    error = err[err.rfind('\nerror: ') + 1 :]
     assert status == 1, err[-3000:]
     assert error.startswith('error: training stopped'), err[-3000:]
     assert 'Traceback' not in err
@@ -485,7 +548,11 @@ def test_a_disk_that_gets_full_ends_the_run_with_its_status(place):
     limit = int(2.6 * (place / 'seg.pth').stat().st_size)
     done = subprocess.run(
         [sys.executable, ROOT / 'tools/train.py', 'full.py', '--work-dir', 'run', '--cfg-options', DATA['seg']],
-        cwd=place, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        cwd=place,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     assert stopped(place, done.returncode, done.stderr, 'iter_2.pth', 'could not be written') == 'iter_1.pth'
     assert sorted(path.name for path in (place / 'run').glob('*.pth*')) == ['iter_1.pth']

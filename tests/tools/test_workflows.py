@@ -29,12 +29,18 @@ def test_a_missing_config_is_named_with_its_neighbour(run_tool, tmp_path):
     assert 'retinanet_casvit-xs_fpn_1x_coco.py?' in one_line(done)
 
 
-@pytest.mark.parametrize('config, words', [
-    (DET / 'mask-rcnn_casvit-xs_fpn_1x_coco.py',
-     ['annotations/instances_train2017.json', 'cocodataset.org', 'data_root=']),
-    (SEG / 'upernet_casvit-xs_8xb2-160k_ade20k-512x512.py', ['ADEChallengeData2016', 'sceneparsing', 'data_root=']),
-    (MASK_RCNN, ['tools/make_dataset.py']),
-], ids=['coco', 'ade', 'shapes'])
+@pytest.mark.parametrize(
+    'config, words',
+    [
+        (
+            DET / 'mask-rcnn_casvit-xs_fpn_1x_coco.py',
+            ['annotations/instances_train2017.json', 'cocodataset.org', 'data_root='],
+        ),
+        (SEG / 'upernet_casvit-xs_8xb2-160k_ade20k-512x512.py', ['ADEChallengeData2016', 'sceneparsing', 'data_root=']),
+        (MASK_RCNN, ['tools/make_dataset.py']),
+    ],
+    ids=['coco', 'ade', 'shapes'],
+)
 def test_missing_data_says_where_it_looked_and_how_to_get_it(run_tool, tmp_path, config, words):
     line = one_line(run_tool('train.py', config, cwd=tmp_path, expect=2))
     assert 'data of the train split not found' in line
@@ -55,8 +61,9 @@ def test_a_bad_checkpoint_ends_a_test_run_at_once(run_tool, tmp_path, shapes):
 def test_flags_that_cannot_work_are_refused(run_tool, tmp_path, shapes):
     options = ['--cfg-options', f'data_root={shapes}/coco/']
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'x.pth')
-    assert '.pkl' in one_line(run_tool('test.py', MASK_RCNN, 'x.pth', '--out', 'x.json', *options, cwd=tmp_path,
-                                       expect=2))
+    assert '.pkl' in one_line(
+        run_tool('test.py', MASK_RCNN, 'x.pth', '--out', 'x.json', *options, cwd=tmp_path, expect=2)
+    )
     assert 'no masks' in one_line(run_tool('test.py', MASK_RCNN, 'x.pth', '--tta', *options, cwd=tmp_path, expect=2))
     if not torch.cuda.is_available():
         assert 'GPU' in one_line(run_tool('train.py', MASK_RCNN, '--amp', *options, cwd=tmp_path, expect=2))
@@ -76,7 +83,8 @@ def test_make_dataset_checks_its_folder(run_tool, tmp_path):
     assert '--force' in line
     (tmp_path / 'mine').mkdir()
     assert 'not made by this tool' in one_line(
-        run_tool('make_dataset.py', *small, '--out-dir', 'mine', '--force', cwd=tmp_path, expect=2))
+        run_tool('make_dataset.py', *small, '--out-dir', 'mine', '--force', cwd=tmp_path, expect=2)
+    )
     assert 'at least' in one_line(run_tool('make_dataset.py', '--train', 0, cwd=tmp_path, expect=2))
 
 
@@ -85,15 +93,23 @@ def detector(run_tool, shapes, tmp_path_factory):
     """A tiny Mask R-CNN, trained for one epoch and then resumed for another."""
     cwd = tmp_path_factory.mktemp('detector')
     config = write_tiny_config(cwd / 'tiny.py', MASK_RCNN)
-    options = ['--cfg-options', f'data_root={shapes}/coco/',
-               'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
-               'train_dataloader.persistent_workers=False', 'val_dataloader.persistent_workers=False',
-               'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
-               'default_hooks.logger.interval=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1',
-               'default_hooks.visualization.interval=1']
+    options = [
+        '--cfg-options',
+        f'data_root={shapes}/coco/',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'val_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.persistent_workers=False',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.interval=1',
+        'default_hooks.visualization.interval=1',
+    ]
     first = run_tool('train.py', config, '--work-dir', 'run', *options, 'train_cfg.max_epochs=1', cwd=cwd)
-    second = run_tool('train.py', config, '--work-dir', 'run', '--resume', *options, 'train_cfg.max_epochs=2',
-                      cwd=cwd)
+    second = run_tool('train.py', config, '--work-dir', 'run', '--resume', *options, 'train_cfg.max_epochs=2', cwd=cwd)
     return cwd, options, first.stdout + first.stderr, second.stdout + second.stderr
 
 
@@ -113,14 +129,35 @@ def test_a_detector_trains_and_resumes(detector):
 @pytest.mark.slow
 def test_a_detector_is_tested_drawn_and_dumped(detector, run_tool):
     cwd, options, *_ = detector
-    run_tool('test.py', 'tiny.py', 'run/epoch_2.pth', '--work-dir', 'test', '--out', 'out.pkl', '--show-dir', 'drawn',
-             *options, cwd=cwd)
+    run_tool(
+        'test.py',
+        'tiny.py',
+        'run/epoch_2.pth',
+        '--work-dir',
+        'test',
+        '--out',
+        'out.pkl',
+        '--show-dir',
+        'drawn',
+        *options,
+        cwd=cwd,
+    )
     assert len(pickle.loads((cwd / 'out.pkl').read_bytes())) == 4
     assert len(list((cwd / 'drawn').rglob('*.jpg'))) == 4
     metrics = json.loads(next((cwd / 'test').glob('*/*.json')).read_text())
     assert 'data_time' in metrics
-    run_tool('test.py', 'tiny.py', 'run/epoch_2.pth', '--work-dir', 'tta', '--tta', *options,
-             'test_evaluator.metric=bbox', 'model.roi_head.mask_head=None', cwd=cwd)
+    run_tool(
+        'test.py',
+        'tiny.py',
+        'run/epoch_2.pth',
+        '--work-dir',
+        'tta',
+        '--tta',
+        *options,
+        'test_evaluator.metric=bbox',
+        'model.roi_head.mask_head=None',
+        cwd=cwd,
+    )
 
 
 @pytest.mark.slow
@@ -144,9 +181,9 @@ def test_a_detector_predicts_on_a_folder(detector, run_tool, shapes):
 
 
 # Four of the six classes, in the data and in the heads.
-FOUR_CLASSES = [f'{split}_dataloader.dataset.metainfo.classes=(disc,square,triangle,star)'
-                for split in ('train', 'val', 'test')] + [
-                    f'model.roi_head.{head}.num_classes=4' for head in ('bbox_head', 'mask_head')]
+FOUR_CLASSES = [
+    f'{split}_dataloader.dataset.metainfo.classes=(disc,square,triangle,star)' for split in ('train', 'val', 'test')
+] + [f'model.roi_head.{head}.num_classes=4' for head in ('bbox_head', 'mask_head')]
 
 
 @pytest.mark.slow
@@ -159,35 +196,75 @@ def test_a_checkpoint_of_another_model_is_refused_by_test(detector, run_tool):
 @pytest.mark.slow
 def test_training_goes_on_from_another_number_of_classes_and_says_so(detector, run_tool):
     cwd, options, *_ = detector
-    done = run_tool('train.py', 'tiny.py', '--work-dir', 'tuned', *options, 'load_from=run/epoch_2.pth',
-                    'train_cfg.max_epochs=1', 'train_cfg.val_interval=5', *FOUR_CLASSES, cwd=cwd)
+    done = run_tool(
+        'train.py',
+        'tiny.py',
+        '--work-dir',
+        'tuned',
+        *options,
+        'load_from=run/epoch_2.pth',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=5',
+        *FOUR_CLASSES,
+        cwd=cwd,
+    )
     assert 'the rest starts from scratch' in done.stdout + done.stderr
     assert 'Epoch(train) [1][1/' in done.stdout + done.stderr
     write_tiny_config(cwd / 'wider.py', MASK_RCNN, channels=(8, 12, 16, 32))
-    done = run_tool('train.py', 'wider.py', '--work-dir', 'tuned', *options, 'load_from=run/epoch_2.pth', cwd=cwd,
-                    expect=2)
+    done = run_tool(
+        'train.py', 'wider.py', '--work-dir', 'tuned', *options, 'load_from=run/epoch_2.pth', cwd=cwd, expect=2
+    )
     assert 'nothing was loaded' in done.stderr
 
 
 @pytest.mark.slow
 def test_a_segmentor_trains_resumes_tests_and_predicts(run_tool, shapes, tmp_path):
     config = write_tiny_config(tmp_path / 'tiny.py', SEMANTIC_FPN)
-    options = ['--cfg-options', f'data_root={shapes}/ade', 'model.data_preprocessor.size=(64,96)',
-               'train_dataloader.batch_size=2',
-               'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
-               'train_dataloader.persistent_workers=False', 'val_dataloader.persistent_workers=False',
-               'test_dataloader.persistent_workers=False', 'default_hooks.logger.interval=1',
-               'default_hooks.visualization.interval=1', 'default_hooks.checkpoint.interval=2',
-               'train_cfg.val_interval=2']
+    options = [
+        '--cfg-options',
+        f'data_root={shapes}/ade',
+        'model.data_preprocessor.size=(64,96)',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'val_dataloader.num_workers=0',
+        'test_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.persistent_workers=False',
+        'test_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
+        'default_hooks.visualization.interval=1',
+        'default_hooks.checkpoint.interval=2',
+        'train_cfg.val_interval=2',
+    ]
     run_tool('train.py', config, '--work-dir', 'run', *options, 'train_cfg.max_iters=2', cwd=tmp_path)
-    second = run_tool('train.py', config, '--work-dir', 'run', '--resume', 'run/iter_2.pth', *options,
-                      'train_cfg.max_iters=4', cwd=tmp_path)
+    second = run_tool(
+        'train.py',
+        config,
+        '--work-dir',
+        'run',
+        '--resume',
+        'run/iter_2.pth',
+        *options,
+        'train_cfg.max_iters=4',
+        cwd=tmp_path,
+    )
     text = second.stdout + second.stderr
     assert 'Iter(train) [3/4]' in text
     assert 'Iter(train) [1/4]' not in text
     assert list((tmp_path / 'run').rglob('vis_image/*'))
-    run_tool('test.py', config, 'run/iter_4.pth', '--work-dir', 'test', '--out', 'masks', '--show-dir', 'drawn',
-             *options, cwd=tmp_path)
+    run_tool(
+        'test.py',
+        config,
+        'run/iter_4.pth',
+        '--work-dir',
+        'test',
+        '--out',
+        'masks',
+        '--show-dir',
+        'drawn',
+        *options,
+        cwd=tmp_path,
+    )
     assert len(list((tmp_path / 'masks').glob('*.png'))) == 4
     assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 4
     assert 'mIoU' in json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
@@ -201,15 +278,32 @@ def test_a_segmentor_trains_resumes_tests_and_predicts(run_tool, shapes, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('framework, base, options, checkpoint', [
-    ('mmdet', MASK_RCNN, ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'],
-     'epoch_1.pth'),
-    ('mmseg', SEMANTIC_FPN, ['train_cfg.max_iters=2', 'train_cfg.val_interval=2',
-                             'default_hooks.checkpoint.interval=2', 'model.data_preprocessor.size=(64,96)'],
-     'iter_2.pth'),
-], ids=['mmdet', 'mmseg'])
-def test_the_tools_of_the_frameworks_train_and_test_our_configs(run_tool, shapes, tmp_path, framework, base, options,
-                                                                checkpoint):
+@pytest.mark.parametrize(
+    'framework, base, options, checkpoint',
+    [
+        (
+            'mmdet',
+            MASK_RCNN,
+            ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'],
+            'epoch_1.pth',
+        ),
+        (
+            'mmseg',
+            SEMANTIC_FPN,
+            [
+                'train_cfg.max_iters=2',
+                'train_cfg.val_interval=2',
+                'default_hooks.checkpoint.interval=2',
+                'model.data_preprocessor.size=(64,96)',
+            ],
+            'iter_2.pth',
+        ),
+    ],
+    ids=['mmdet', 'mmseg'],
+)
+def test_the_tools_of_the_frameworks_train_and_test_our_configs(
+    run_tool, shapes, tmp_path, framework, base, options, checkpoint
+):
     tools = Path(importlib.import_module(framework).__file__).parent / '.mim' / 'tools'
     config = write_tiny_config(tmp_path / 'tiny.py', base)
     (tmp_path / 'data').mkdir()
@@ -223,12 +317,25 @@ def test_the_tools_of_the_frameworks_train_and_test_our_configs(run_tool, shapes
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason='no real photographs beside the project')
-@pytest.mark.parametrize('config, options', [
-    ('detection/mask-rcnn_casvit-xs_fpn_1x_coco.py',
-     ['data_root=coco_mini/', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=1']),
-    ('segmentation/semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py',
-     ['data_root=ade_mini', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=1']),
-], ids=['coco', 'ade'])
+@pytest.mark.parametrize(
+    'config, options',
+    [
+        (
+            'detection/mask-rcnn_casvit-xs_fpn_1x_coco.py',
+            ['data_root=coco_mini/', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=1'],
+        ),
+        (
+            'segmentation/semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512.py',
+            [
+                'data_root=ade_mini',
+                'train_cfg.max_iters=2',
+                'train_cfg.val_interval=2',
+                'train_dataloader.batch_size=1',
+            ],
+        ),
+    ],
+    ids=['coco', 'ade'],
+)
 def test_unmodified_recipes_run_on_real_photographs(run_tool, tmp_path, config, options):
     """Only the place of the data, the length and the batch are overridden."""
     name, place = options[0].split('=')
@@ -242,7 +349,8 @@ def test_unmodified_recipes_run_on_real_photographs(run_tool, tmp_path, config, 
             kept = full['images'][:count]
             labels = [a for a in full['annotations'] if a['image_id'] in {i['id'] for i in kept}]
             (root / f'annotations/instances_{split}.json').write_text(
-                json.dumps({**full, 'images': kept, 'annotations': labels}))
+                json.dumps({**full, 'images': kept, 'annotations': labels})
+            )
             os.symlink(REAL_DATA / place / split, root / split)
         assert len(small['images']) == 100
         place = f'{root}/'
@@ -255,8 +363,16 @@ def test_unmodified_recipes_run_on_real_photographs(run_tool, tmp_path, config, 
                     assert file.suffix == suffix
                     os.symlink(file, root / kind / split / file.name)
         place = str(root)
-    done = run_tool('train.py', ROOT / 'configs' / config, '--work-dir', 'run', '--cfg-options', f'{name}={place}',
-                    *options[1:], cwd=tmp_path)
+    done = run_tool(
+        'train.py',
+        ROOT / 'configs' / config,
+        '--work-dir',
+        'run',
+        '--cfg-options',
+        f'{name}={place}',
+        *options[1:],
+        cwd=tmp_path,
+    )
     text = done.stdout + done.stderr
     assert 'RANDOM weights' in text
     assert 'Epoch(val)' in text or 'Iter(val)' in text

@@ -1,4 +1,5 @@
 """The page that explores models: its parts alone, its script without a browser, and the whole in a browser."""
+
 import importlib.util
 import io
 import os
@@ -107,8 +108,9 @@ def encoded(size, kind='PNG', **settings):
 
 
 def test_runs_are_found_with_the_best_checkpoint_first(tmp_path, monkeypatch):
-    for place, names in dict(a=['a.py', 'epoch_1.pth', 'epoch_2.pth', 'best_x_epoch_1.pth', 'notes.txt'],
-                             none=['b.py'], loose=['c.pth']).items():
+    for place, names in dict(
+        a=['a.py', 'epoch_1.pth', 'epoch_2.pth', 'best_x_epoch_1.pth', 'notes.txt'], none=['b.py'], loose=['c.pth']
+    ).items():
         (tmp_path / place).mkdir()
         for age, name in enumerate(names):
             (tmp_path / place / name).touch()
@@ -139,12 +141,18 @@ def test_only_files_of_the_given_folders_are_opened(tmp_path, monkeypatch):
 
 def test_a_config_is_of_a_run_or_of_the_project(work):
     checkpoint = str(work / 'detector/epoch_1.pth')
-    for config in (list_configs()[0], str(ROOT / 'configs/detection/retinanet_casvit-xs_fpn_6e_shapes.py'),
-                   str(work / 'detector/tiny-detector.py')):
+    for config in (
+        list_configs()[0],
+        str(ROOT / 'configs/detection/retinanet_casvit-xs_fpn_6e_shapes.py'),
+        str(work / 'detector/tiny-detector.py'),
+    ):
         assert Path(check_choice(config, checkpoint, [work])[0]).is_file()
-    for config, file, words in ((None, checkpoint, 'choose a config'), ('x', '', 'choose a checkpoint'),
-                                (str(ROOT / 'setup.py'), checkpoint, 'outside'),
-                                (list_configs()[0], 'http://127.0.0.1:1/x.pth', 'outside')):
+    for config, file, words in (
+        (None, checkpoint, 'choose a config'),
+        ('x', '', 'choose a checkpoint'),
+        (str(ROOT / 'setup.py'), checkpoint, 'outside'),
+        (list_configs()[0], 'http://127.0.0.1:1/x.pth', 'outside'),
+    ):
         with pytest.raises(UsageError, match=words):
             check_choice(config, file, [work])
 
@@ -156,11 +164,18 @@ def test_an_upload_is_decoded_as_the_tools_decode_a_file(picture):
     assert large[7, 7].tolist() == [200, 30, 90]
 
 
-@pytest.mark.parametrize('content, words', [
-    (None, 'drop in an image'), (b'', 'drop in an image'), (b'<html>', 'no image'),
-    (encoded((64, 64))[:-30], 'damaged'), (encoded((1, 1)), 'a single pixel'),
-    (encoded((9000, 9000), compress_level=1), '9000x9000 pixels')],
-    ids=['none', 'empty', 'text', 'cut off', 'one pixel', 'too large'])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (None, 'drop in an image'),
+        (b'', 'drop in an image'),
+        (b'<html>', 'no image'),
+        (encoded((64, 64))[:-30], 'damaged'),
+        (encoded((1, 1)), 'a single pixel'),
+        (encoded((9000, 9000), compress_level=1), '9000x9000 pixels'),
+    ],
+    ids=['none', 'empty', 'text', 'cut off', 'one pixel', 'too large'],
+)
 def test_a_bad_upload_is_refused(content, words):
     with pytest.raises(UsageError, match=words):
         read_upload(content)
@@ -170,23 +185,25 @@ def test_a_detector_runs_once_for_all_thresholds(models, pixels):
     model, runs = models['detector'], []
     handle = model.backbone.register_forward_hook(lambda *_: runs.append(1))
     found = predict(model, pixels)
-    drawn = {thr: draw_over(model, found, thr, .8) for thr in (0., .3, 1.)}
+    drawn = {thr: draw_over(model, found, thr, 0.8) for thr in (0.0, 0.3, 1.0)}
     handle.remove()
     assert len(runs) == 1
     scores = found.sample.pred_instances.scores
-    assert 0 < (scores > .3).sum() < len(scores)
-    assert drawn[0.].shape == pixels.shape
-    np.testing.assert_array_equal(drawn[1.], pixels)
-    assert (drawn[0.] != drawn[.3]).any()
-    faint, strong = (np.abs(draw_over(model, found, .3, opacity).astype(int) - pixels).mean() for opacity in (.1, .9))
+    assert 0 < (scores > 0.3).sum() < len(scores)
+    assert drawn[0.0].shape == pixels.shape
+    np.testing.assert_array_equal(drawn[1.0], pixels)
+    assert (drawn[0.0] != drawn[0.3]).any()
+    faint, strong = (
+        np.abs(draw_over(model, found, 0.3, opacity).astype(int) - pixels).mean() for opacity in (0.1, 0.9)
+    )
     assert faint < strong
-    rows = list_found(model, found, .3)
-    assert len(rows) == (scores > .3).sum()
+    rows = list_found(model, found, 0.3)
+    assert len(rows) == (scores > 0.3).sum()
     best = found.sample.pred_instances[int(scores.argmax())]
     assert rows[0]['class'] == model.dataset_meta['classes'][int(best.labels)]
     assert rows[0]['score'] == pytest.approx(float(best.scores), abs=5e-4)
     box = [rows[0][side] for side in ('left', 'top', 'right', 'bottom')]
-    assert box == pytest.approx(best.bboxes[0].tolist(), abs=.06)
+    assert box == pytest.approx(best.bboxes[0].tolist(), abs=0.06)
     assert legend(model)['disc'] == '#dc143c'
 
 
@@ -198,43 +215,46 @@ def test_a_small_picture_is_drawn_large(models, pixels):
     assert_close(after.bboxes, 2 * before.bboxes)
     assert_close(after.masks[:, 1::2, 1::2], before.masks)
     assert before.masks.shape[1:] == (64, 96)
-    assert draw_over(models['detector'], large, .3, .8).shape == (128, 192, 3)
+    assert draw_over(models['detector'], large, 0.3, 0.8).shape == (128, 192, 3)
     assert enlarge(found, 191) is found
     found = predict(models['segmentor'], pixels)
     large = enlarge(found, 200)
-    for thr in (0., float(np.median(found.confidence))):
-        drawn = draw_over(models['segmentor'], large, thr, 1.)[::2, ::2]
+    for thr in (0.0, float(np.median(found.confidence))):
+        drawn = draw_over(models['segmentor'], large, thr, 1.0)[::2, ::2]
         sure = found.confidence > thr
-        np.testing.assert_array_equal(drawn[sure], draw_over(models['segmentor'], found, thr, 1.)[sure])
+        np.testing.assert_array_equal(drawn[sure], draw_over(models['segmentor'], found, thr, 1.0)[sure])
 
 
 def test_a_segmentation_is_drawn_where_it_is_probable(models, pixels):
     model = models['segmentor']
     found = predict(model, pixels)
     with torch.no_grad():
-        logits = model(model.data_preprocessor(dict(
-            inputs=[torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)], data_samples=None))['inputs'])
+        logits = model(
+            model.data_preprocessor(
+                dict(inputs=[torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)], data_samples=None)
+            )['inputs']
+        )
         logits = torch.nn.functional.interpolate(logits, pixels.shape[:2], mode='bilinear', align_corners=False)
     wanted, labels = logits.softmax(1)[0].max(0)
     assert_close(torch.from_numpy(found.confidence), wanted, rtol=1e-4, atol=1e-5)
     palette = np.array(model.dataset_meta['palette'], np.uint8)
-    np.testing.assert_array_equal(draw_over(model, found, 0., 1.), palette[labels.numpy()])
-    np.testing.assert_array_equal(draw_over(model, found, 0., 0.), pixels)
+    np.testing.assert_array_equal(draw_over(model, found, 0.0, 1.0), palette[labels.numpy()])
+    np.testing.assert_array_equal(draw_over(model, found, 0.0, 0.0), pixels)
     middle = float(np.median(found.confidence))
     sure = found.confidence > middle
-    assert .4 < sure.mean() < .6
-    drawn = draw_over(model, found, middle, 1.)
+    assert 0.4 < sure.mean() < 0.6
+    drawn = draw_over(model, found, middle, 1.0)
     np.testing.assert_array_equal(drawn[sure], palette[labels.numpy()][sure])
     np.testing.assert_array_equal(drawn[~sure], pixels[~sure])
     rows = list_found(model, found, middle)
-    assert sum(row['share of the pixels, %'] for row in rows) == pytest.approx(100 * sure.mean(), abs=.5)
+    assert sum(row['share of the pixels, %'] for row in rows) == pytest.approx(100 * sure.mean(), abs=0.5)
     label = model.dataset_meta['classes'].index(rows[0]['class'])
-    assert rows[0]['share of the pixels, %'] == pytest.approx(100 * (sure & (labels.numpy() == label)).mean(), abs=.06)
+    assert rows[0]['share of the pixels, %'] == pytest.approx(100 * (sure & (labels.numpy() == label)).mean(), abs=0.06)
 
 
 def test_one_channel_holds_the_probability_of_the_second_class():
-    scores = torch.tensor([[[.9, .2]]])
-    assert_close(torch.from_numpy(_confidence(scores, torch.tensor([[1., 0.]]))), torch.tensor([[.9, .8]]))
+    scores = torch.tensor([[[0.9, 0.2]]])
+    assert_close(torch.from_numpy(_confidence(scores, torch.tensor([[1.0, 0.0]]))), torch.tensor([[0.9, 0.8]]))
 
 
 def test_models_of_two_frameworks_take_turns(models, pixels):
@@ -252,8 +272,8 @@ def test_both_forms_are_measured_in_turns(models, pixels):
     assert [row['form'] for row in rows] == ['eager', 'deploy']
     for row in rows:
         low, high = map(float, row['quartiles, ms'].split(' to '))
-        assert low - .1 <= row['median, ms'] <= high + .1
-        assert row['images per second'] == pytest.approx(1000 / row['median, ms'], rel=.1)
+        assert low - 0.1 <= row['median, ms'] <= high + 0.1
+        assert row['images per second'] == pytest.approx(1000 / row['median, ms'], rel=0.1)
     # Two to warm up, one that says how long it takes, and in each round one to fill the caches and one that counts.
     assert len(runs) == 3 + 2 * 3
 
@@ -272,7 +292,7 @@ def test_what_cannot_be_shown_is_refused(work, pixels, tmp_path):
     model = load_model(segmentor, str(work / 'segmentor/epoch_1.pth'))
     model.backbone = torch.nn.Sequential()
     with pytest.raises(UsageError, match='whose backbone is a CASViT'):
-        seen(model, pixels, None, .3, 'HiResCAM')
+        seen(model, pixels, None, 0.3, 'HiResCAM')
     assert load(work, 'segmentor').cfg.default_scope == 'mmseg'  # nothing is locked any more
 
 
@@ -283,6 +303,7 @@ def tool(monkeypatch):
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['explore.py', *map(str, args)])
         module.main()
+
     run.module = module
     return run
 
@@ -295,15 +316,27 @@ def test_the_server_is_for_this_machine_and_tells_nobody(tool, work, monkeypatch
     flags = started[0]
     assert flags[0] == 'run'
     assert flags[-4:] == ['--', str(work), '--port', '8765']
-    for flag in ('server.address=127.0.0.1', 'server.port=8765', 'browser.gatherUsageStats=false',
-                 'server.maxUploadSize=20', 'server.enableXsrfProtection=true', 'server.allowedHosts=127.0.0.1'):
+    for flag in (
+        'server.address=127.0.0.1',
+        'server.port=8765',
+        'browser.gatherUsageStats=false',
+        'server.maxUploadSize=20',
+        'server.enableXsrfProtection=true',
+        'server.allowedHosts=127.0.0.1',
+    ):
         assert f'--{flag}' in flags
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['none'], 'folder not found'), (['.', '--port', '0'], '--port must lie'),
-    (['.', '--max-upload', '0'], '--max-upload'), (['.'], 'pip install "mmcasvit[explore]"')],
-    ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['none'], 'folder not found'),
+        (['.', '--port', '0'], '--port must lie'),
+        (['.', '--max-upload', '0'], '--max-upload'),
+        (['.'], 'pip install "mmcasvit[explore]"'),
+    ],
+    ids=lambda value: str(value)[:30],
+)
 def test_wrong_arguments_are_one_line(tool, tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     if 'pip' in words:
@@ -358,14 +391,14 @@ def test_the_page_without_a_browser(work, picture, monkeypatch):
     assert len(runs) == 1
     image, prediction = (element.proto.imgs[0].url for element in page.get('image'))
     boxes = len(page.dataframe[0].value)
-    page.slider[0].set_value(.6).run()
+    page.slider[0].set_value(0.6).run()
     assert len(page.dataframe[0].value) < boxes
     moved = [element.proto.imgs[0].url for element in page.get('image')]
     assert moved[0] == image
     assert moved[1] != prediction
-    page.slider[1].set_value(.1).run()
+    page.slider[1].set_value(0.1).run()
     assert page.get('image')[1].proto.imgs[0].url not in (prediction, moved[1])
-    page.slider[0].set_value(1.).run()
+    page.slider[0].set_value(1.0).run()
     assert not page.dataframe
     assert any('Nothing lies above' in text.value for text in page.markdown)
     assert len(runs) == 1
@@ -411,8 +444,12 @@ def server(work, tmp_path_factory):
     address = f'http://127.0.0.1:{port}'
     command = [sys.executable, ROOT / 'tools/explore.py', work, '--port', str(port), '--device', 'cpu']
     with log.open('w') as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT,
-                                   env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'})
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'},
+        )
         try:
             for _ in range(1200):
                 assert process.poll() is None, log.read_text()
@@ -420,7 +457,7 @@ def server(work, tmp_path_factory):
                     urllib.request.urlopen(f'{address}/_stcore/health', timeout=5)
                     break
                 except OSError:
-                    time.sleep(.1)
+                    time.sleep(0.1)
             yield address, log
         finally:
             process.terminate()
@@ -443,6 +480,7 @@ def browser():
 @pytest.mark.slow
 def test_the_page_in_a_browser(server, browser, work, picture):
     from playwright.sync_api import expect
+
     expect.set_options(timeout=120_000)
     address, log = server
     page = browser.new_page(viewport=dict(width=1400, height=1000))

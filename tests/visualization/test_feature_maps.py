@@ -1,4 +1,5 @@
 """What is drawn is what the model computes: gates, context, gradients, and the figure around them."""
+
 import sys
 
 import cv2
@@ -65,9 +66,17 @@ def test_gates_and_context_are_those_of_the_last_block():
     assert not any(module._forward_hooks for module in backbone.modules())
 
 
-@pytest.mark.parametrize('token_mixer, spatial, channel', [
-    ('additive', 'qk', 'qk'), (dict(type='additive', spatial_gate=False), '', 'qk'),
-    (dict(type='additive', channel_gate=False), 'qk', ''), ('self_attention', '', ''), ('pooling', '', '')], ids=str)
+@pytest.mark.parametrize(
+    'token_mixer, spatial, channel',
+    [
+        ('additive', 'qk', 'qk'),
+        (dict(type='additive', spatial_gate=False), '', 'qk'),
+        (dict(type='additive', channel_gate=False), 'qk', ''),
+        ('self_attention', '', ''),
+        ('pooling', '', ''),
+    ],
+    ids=str,
+)
 def test_other_mixers_show_what_they_have(token_mixer, spatial, channel):
     backbone = fill(CASViT(TINY, out_indices=(1, 2), token_mixer=token_mixer)).eval()
     stages = look_inside(backbone, torch.rand(1, 3, 64, 64))
@@ -76,7 +85,8 @@ def test_other_mixers_show_what_they_have(token_mixer, spatial, channel):
         assert (''.join(stage.spatial_gates), ''.join(stage.channel_gates)) == (spatial, channel)
         assert stage.context.shape == stage.output.shape
     assert [title for title in _columns(stages) if 'gate' in title] == (
-        ['spatial gate of q', 'spatial gate of k'] if spatial else []) + (['channel gates'] if channel else [])
+        ['spatial gate of q', 'spatial gate of k'] if spatial else []
+    ) + (['channel gates'] if channel else [])
 
 
 def test_a_receptive_field_is_what_moves_the_middle():
@@ -84,6 +94,7 @@ def test_a_receptive_field_is_what_moves_the_middle():
     field = look_inside(backbone, x)[1].receptive_field
     output = backbone.network[:3]
     with torch.no_grad():
+
         def middle(x):
             x = backbone.patch_embed(x)
             for layer in output:
@@ -107,31 +118,31 @@ def test_a_receptive_field_of_a_convolution_is_its_kernel(stride, size):
     output = conv(x)
     wanted = torch.zeros(size, size + 2)
     row, column = (side // 2 * stride for side in output.shape[2:])
-    wanted[row - 1:row + 2, column - 1:column + 2] = 3 * 2
+    wanted[row - 1 : row + 2, column - 1 : column + 2] = 3 * 2
     assert_close(receptive_field(x, output), wanted)
 
 
 def test_half_of_a_field_lies_within_its_half_radius():
     field = torch.zeros(65, 97)
     row, column = 32, 48  # the middle of a map of stride 1
-    field[row, column] = 2.
-    field[row, column + 7], field[row - 9, column] = 1., 3.
+    field[row, column] = 2.0
+    field[row, column + 7], field[row - 9, column] = 1.0, 3.0
     assert half_radius(field, 1) == 7
-    field[row, column] = 5.
+    field[row, column] = 5.0
     assert half_radius(field, 1) == 0
-    field[row, column] = 0.
+    field[row, column] = 0.0
     assert half_radius(field, 1) == 9
     # Of a map of stride 8 and 8x12 positions the middle one stands in the fifth row and the seventh column.
     field = torch.zeros(64, 96)
-    field[36:40, 52:56] = 1.
+    field[36:40, 52:56] = 1.0
     assert half_radius(field, 8) < 4
 
 
 def test_activation_maps_of_a_score_whose_gradient_is_known():
     x, weight = (image(i, (1, 4, 5, 6)).requires_grad_() for i in range(2))
-    found, = activation_maps((x * weight).sum(), [x])
+    (found,) = activation_maps((x * weight).sum(), [x])
     assert_close(found, (x * weight).sum(1)[0].clamp(min=0).detach())
-    found, = activation_maps((x * weight).sum(), [x], 'Grad-CAM')
+    (found,) = activation_maps((x * weight).sum(), [x], 'Grad-CAM')
     assert_close(found, sum(x[0, c] * weight[0, c].mean() for c in range(4)).clamp(min=0).detach())
 
 
@@ -140,8 +151,9 @@ def test_an_activation_map_is_how_the_score_grows_with_the_features_of_a_place(p
     model = tiny_model('semantic_fpn').double()
     sight = look_at(model, picture)
     label = model.dataset_meta['classes'].index(sight.category)
-    data = model.data_preprocessor(dict(
-        inputs=[torch.from_numpy(cv2.imread(str(picture))).permute(2, 0, 1)], data_samples=None), False)
+    data = model.data_preprocessor(
+        dict(inputs=[torch.from_numpy(cv2.imread(str(picture))).permute(2, 0, 1)], data_samples=None), False
+    )
     with torch.no_grad():
         logits = model(data['inputs'], mode='tensor')[0]
         where = logits.argmax(0) == label
@@ -151,9 +163,11 @@ def test_an_activation_map_is_how_the_score_grows_with_the_features_of_a_place(p
             y, x = divmod(int(activation.argmax()), activation.shape[1])
             scores = []
             for scale in (1 + 1e-6, 1 - 1e-6):
+
                 def scaled(_, __, output, y=y, x=x, scale=scale):
                     output[:, :, y, x] *= scale
                     return output
+
                 handle = module.register_forward_hook(scaled)
                 scores.append(model(data['inputs'], mode='tensor')[0, label][where].sum())
                 handle.remove()
@@ -189,8 +203,16 @@ def test_a_model_is_looked_at_and_drawn(name, picture, tmp_path):
     figure = matplotlib.image.imread(tmp_path / 'seen.png')
     assert figure.shape[1] > 1500
     text = (tmp_path / 'seen.svg').read_text()
-    for words in ('input of the model', 'strongest channels', 'spatial gate of k', 'channel gates', 'receptive field',
-                  f'HiResCAM: {sight.category}', 'stage 4', '24 x 2 x 3'):
+    for words in (
+        'input of the model',
+        'strongest channels',
+        'spatial gate of k',
+        'channel gates',
+        'receptive field',
+        f'HiResCAM: {sight.category}',
+        'stage 4',
+        '24 x 2 x 3',
+    ):
         assert f'<!-- {words} -->' in text, words
 
 
@@ -230,6 +252,7 @@ def tool(monkeypatch, tmp_path):
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['visualize.py', *map(str, args)])
         module.main()
+
     return run
 
 
@@ -243,10 +266,18 @@ def test_the_tool_writes_a_figure(tool, picture, tmp_path, capsys):
     assert cv2.imread('new/seen.jpg').shape[1] > 1500
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['none.jpg'], 'not found'), (['.'], 'is a folder'), (['bad.jpg'], 'cannot be read as an image'),
-    (['IMAGE', '--out', 'x.txt'], 'must end in .png'), (['IMAGE', '--score-thr', '2'], 'between 0 and 1'),
-    (['IMAGE', '--out', 'bad.jpg/x.png'], 'bad.jpg is a file')], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['none.jpg'], 'not found'),
+        (['.'], 'is a folder'),
+        (['bad.jpg'], 'cannot be read as an image'),
+        (['IMAGE', '--out', 'x.txt'], 'must end in .png'),
+        (['IMAGE', '--score-thr', '2'], 'between 0 and 1'),
+        (['IMAGE', '--out', 'bad.jpg/x.png'], 'bad.jpg is a file'),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_wrong_input_is_one_line(tool, picture, tmp_path, capsys, arguments, words):
     (tmp_path / 'bad.jpg').write_bytes(b'bad')
     first, *others = [picture if argument == 'IMAGE' else argument for argument in arguments]

@@ -50,13 +50,17 @@ def test_a_published_file_loads_whole_and_says_so(tmp_path, log):
     assert 'dist_head.bias' in log[0]
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda w: dict(model_ema=w),
-    lambda w: dict(state_dict=w),
-    lambda w: w,
-    lambda w: {f'module.{k}': v for k, v in w.items()},
-    lambda w: dict(state_dict={f'backbone.{k}': v for k, v in w.items()} | {'neck.weight': torch.ones(1)}),
-], ids=['model_ema', 'state_dict', 'bare', 'module', 'detector'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda w: dict(model_ema=w),
+        lambda w: dict(state_dict=w),
+        lambda w: w,
+        lambda w: {f'module.{k}': v for k, v in w.items()},
+        lambda w: dict(state_dict={f'backbone.{k}': v for k, v in w.items()} | {'neck.weight': torch.ones(1)}),
+    ],
+    ids=['model_ema', 'state_dict', 'bare', 'module', 'detector'],
+)
 def test_other_wrappings_load(tmp_path, log, wrap):
     weights = published_weights('xs')
     model = pretrained(save(tmp_path, wrap(weights)))
@@ -72,22 +76,31 @@ def test_an_explicit_prefix_is_used(tmp_path, log):
 
 def test_a_pretrained_entry_in_a_list_goes_last(tmp_path):
     path = save(tmp_path, published_checkpoint('xs'))
-    model = CASViT('xs', init_cfg=[dict(type='Pretrained', checkpoint=path),
-                                   dict(type='Constant', layer='BatchNorm2d', val=3., bias=0.)])
+    model = CASViT(
+        'xs',
+        init_cfg=[
+            dict(type='Pretrained', checkpoint=path),
+            dict(type='Constant', layer='BatchNorm2d', val=3.0, bias=0.0),
+        ],
+    )
     given = [dict(cfg) for cfg in model.init_cfg]
     model.init_weights()
     assert model.init_cfg == given
     assert_close(model.network[1].norm.weight.data, published_weights('xs')['network.1.norm.weight'])
-    assert_close(model.norm0.weight.data, torch.full((48, ), 3.))
+    assert_close(model.norm0.weight.data, torch.full((48,), 3.0))
 
 
-@pytest.mark.parametrize('content, words', [
-    (lambda: published_checkpoint('m'), "expected: arch 'xs', found: arch 'm'"),
-    (lambda: {'model': {'layer1.weight': torch.ones(1)}}, 'layer1.weight'),
-    (lambda: {'model': {k: v for k, v in published_weights('xs').items() if '.attn.' not in k}}, 'attn.qkv.weight'),
-    (lambda: {'epoch': 3}, 'no weights'),
-    (lambda: [torch.ones(1)], 'a list'),
-], ids=['another arch', 'another model', 'a part missing', 'no weights', 'no dict'])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (lambda: published_checkpoint('m'), "expected: arch 'xs', found: arch 'm'"),
+        (lambda: {'model': {'layer1.weight': torch.ones(1)}}, 'layer1.weight'),
+        (lambda: {'model': {k: v for k, v in published_weights('xs').items() if '.attn.' not in k}}, 'attn.qkv.weight'),
+        (lambda: {'epoch': 3}, 'no weights'),
+        (lambda: [torch.ones(1)], 'a list'),
+    ],
+    ids=['another arch', 'another model', 'a part missing', 'no weights', 'no dict'],
+)
 def test_a_file_that_does_not_fit_is_refused(tmp_path, content, words):
     path = save(tmp_path, content())
     model = CASViT('xs', init_cfg=dict(type='Pretrained', checkpoint=path))
@@ -103,10 +116,14 @@ def test_s_and_m_are_told_apart_by_shape(tmp_path):
         load_pretrained(CASViT('s'), save(tmp_path, published_checkpoint('m')))
 
 
-@pytest.mark.parametrize('place', [
-    lambda a: dict(model=published_weights('xs'), extra=a),
-    lambda a: dict(model=published_weights('xs'), args=argparse.Namespace(path=a)),
-], ids=['top', 'namespace'])
+@pytest.mark.parametrize(
+    'place',
+    [
+        lambda a: dict(model=published_weights('xs'), extra=a),
+        lambda a: dict(model=published_weights('xs'), args=argparse.Namespace(path=a)),
+    ],
+    ids=['top', 'namespace'],
+)
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, place):
     trace = tmp_path / 'was_here'
     path = save(tmp_path, place(Attack(str(trace))))
@@ -159,10 +176,14 @@ def test_trust_reaches_a_backbone_through_its_config(tmp_path, log):
         pretrained(unsafe(tmp_path))
 
 
-@pytest.mark.parametrize('init_cfg', [
-    dict(type='Pretrained', checkpoint='x.pth'),
-    [dict(type='Constant', val=1.), dict(type='Pretrained', checkpoint='x.pth')],
-], ids=['one', 'list'])
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        dict(type='Pretrained', checkpoint='x.pth'),
+        [dict(type='Constant', val=1.0), dict(type='Pretrained', checkpoint='x.pth')],
+    ],
+    ids=['one', 'list'],
+)
 def test_the_flag_of_the_tools_reaches_loaders_and_backbones(tmp_path, monkeypatch, init_cfg):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     path = unsafe(tmp_path)
@@ -199,8 +220,9 @@ def test_safetensors_are_named_where_they_are_missing(tmp_path, monkeypatch):
         read_checkpoint(tmp_path / 'x.safetensors')
 
 
-@pytest.mark.parametrize('content', [b'', b'bad', b'no checkpoint', b'PK\x03\x04broken'],
-                         ids=['empty', 'word', 'text', 'cut zip'])
+@pytest.mark.parametrize(
+    'content', [b'', b'bad', b'no checkpoint', b'PK\x03\x04broken'], ids=['empty', 'word', 'text', 'cut zip']
+)
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / 'x.pth').write_bytes(content)
     with pytest.raises(WeightsError, match=r'x\.pth is no checkpoint, or a damaged one'):
@@ -213,7 +235,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_mmengine_checkpoints_are_read(tmp_path):
-    buffer = HistoryBuffer([1., 2.], [1, 1])
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
     path = save(tmp_path, dict(state_dict={'a': torch.ones(2)}, message_hub=dict(log_scalars={'loss': buffer})))
     content = read_checkpoint(path)
     assert content['message_hub']['log_scalars']['loss'].mean() == 1.5
@@ -222,9 +244,10 @@ def test_mmengine_checkpoints_are_read(tmp_path):
 
 def test_classes_are_counted_by_the_layer_that_tells_them_apart():
     for weights, classes in (
-            ({'roi_head.bbox_head.fc_cls.weight': torch.ones(81, 4), 'roi_head.mask_head.conv_logits.weight': 0}, 80),
-            ({'bbox_head.retina_cls.weight': torch.ones(720, 1), 'bbox_head.retina_reg.weight': torch.ones(36, 1)}, 80),
-            ({'decode_head.conv_seg.weight': torch.ones(150, 1)}, 150),
-            ({'head.head.weight': torch.ones(10, 4), 'head.dist_head.weight': torch.ones(10, 4)}, 10),
-            ({'neck.fc.weight': torch.ones(3, 3), 'fc_cls.bias': torch.ones(3)}, None)):
+        ({'roi_head.bbox_head.fc_cls.weight': torch.ones(81, 4), 'roi_head.mask_head.conv_logits.weight': 0}, 80),
+        ({'bbox_head.retina_cls.weight': torch.ones(720, 1), 'bbox_head.retina_reg.weight': torch.ones(36, 1)}, 80),
+        ({'decode_head.conv_seg.weight': torch.ones(150, 1)}, 150),
+        ({'head.head.weight': torch.ones(10, 4), 'head.dist_head.weight': torch.ones(10, 4)}, 10),
+        ({'neck.fc.weight': torch.ones(3, 3), 'fc_cls.bias': torch.ones(3)}, None),
+    ):
         assert count_classes(weights) == classes

@@ -4,8 +4,15 @@ train_pipeline = [  # what cannot be read is skipped, up to a limit, and reporte
     dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile')]),
     dict(type='mmcasvit.MultiScaleRandomResizedCrop', backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9,
-         magnitude_std=0.5, hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic')),
+    dict(
+        type='RandAugment',
+        policies='timm_increasing',
+        num_policies=2,
+        total_level=10,
+        magnitude_level=9,
+        magnitude_std=0.5,
+        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
+    ),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -21,12 +28,11 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     # Smaller images come in larger batches. The sizes are the multiples of 32 next to five even steps, and the base.
-    batch_sampler=dict(
-        type='mmcasvit.MultiScaleBatchSampler', sizes=(160, 192, 224, 256, 288, 320), base_size=224),
+    batch_sampler=dict(type='mmcasvit.MultiScaleBatchSampler', sizes=(160, 192, 224, 256, 288, 320), base_size=224),
     dataset=dict(
         type='mmcasvit.MultiScaleDataset',
-        dataset=dict(
-            type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline)),
+        dataset=dict(type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
+    ),
 )
 val_dataloader = dict(
     batch_size=128,

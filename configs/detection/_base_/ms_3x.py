@@ -1,9 +1,9 @@
 # Three times the 1x schedule, with the short side drawn from 480 to 800 pixels, as common for Mask R-CNN.
 ms_train_pipeline = [
-    dict(type='mmcasvit.SkipUnreadable', transforms=[
-        dict(type='LoadImageFromFile'),
-        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    ]),
+    dict(
+        type='mmcasvit.SkipUnreadable',
+        transforms=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+    ),
     dict(type='RandomChoiceResize', scales=[(1333, side) for side in range(480, 801, 32)], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),

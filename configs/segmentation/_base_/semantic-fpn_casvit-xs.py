@@ -8,7 +8,8 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512)),
+        size=(512, 512),
+    ),
     backbone=dict(type='mmcasvit.CASViT', arch='xs', norm_eval=True),
     neck=dict(type='FPN', in_channels=[48, 56, 112, 220], out_channels=256, num_outs=4),
     decode_head=dict(
@@ -21,7 +22,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )

@@ -3,14 +3,22 @@
 shapes_root = 'data/shapes/ade'
 shapes_metainfo = dict(
     classes=('sky', 'ground', 'disc', 'square', 'triangle', 'star', 'cross', 'ring'),
-    palette=[(135, 206, 235), (139, 110, 80), (220, 20, 60), (0, 114, 189), (237, 177, 32), (126, 47, 142),
-             (60, 180, 75), (240, 110, 20)],
+    palette=[
+        (135, 206, 235),
+        (139, 110, 80),
+        (220, 20, 60),
+        (0, 114, 189),
+        (237, 177, 32),
+        (126, 47, 142),
+        (60, 180, 75),
+        (240, 110, 20),
+    ],
 )
 shapes_train_pipeline = [
-    dict(type='mmcasvit.SkipUnreadable', transforms=[
-        dict(type='LoadImageFromFile'),
-        dict(type='LoadAnnotations', reduce_zero_label=True),
-    ]),
+    dict(
+        type='mmcasvit.SkipUnreadable',
+        transforms=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)],
+    ),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
@@ -19,16 +27,11 @@ shapes_test_pipeline = [
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
-shapes_dataset = dict(
-    type='BaseSegDataset', data_root=shapes_root, metainfo=shapes_metainfo, reduce_zero_label=True)
+shapes_dataset = dict(type='BaseSegDataset', data_root=shapes_root, metainfo=shapes_metainfo, reduce_zero_label=True)
 shapes_iterations = 600
 shapes = dict(
-    train_dataloader=dict(
-        batch_size=8, num_workers=2,
-        dataset=dict(shapes_dataset, pipeline=shapes_train_pipeline)),
-    val_dataloader=dict(
-        batch_size=1, num_workers=2,
-        dataset=dict(shapes_dataset, pipeline=shapes_test_pipeline)),
+    train_dataloader=dict(batch_size=8, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_train_pipeline)),
+    val_dataloader=dict(batch_size=1, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_test_pipeline)),
     optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
@@ -38,6 +41,9 @@ shapes = dict(
     default_hooks=dict(logger=dict(interval=25), checkpoint=dict(interval=200), visualization=dict(interval=10)),
     auto_scale_lr=dict(base_batch_size=8),
     custom_hooks=[
-        dict(type='mmcasvit.CheckWeightsHook'), dict(type='mmcasvit.SkippedFilesHook'),
-        dict(type='mmcasvit.StopOnInvalidLossHook'), dict(type='mmcasvit.ChannelsLastHook')],
+        dict(type='mmcasvit.CheckWeightsHook'),
+        dict(type='mmcasvit.SkippedFilesHook'),
+        dict(type='mmcasvit.StopOnInvalidLossHook'),
+        dict(type='mmcasvit.ChannelsLastHook'),
+    ],
 )

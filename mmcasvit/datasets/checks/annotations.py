@@ -1,4 +1,5 @@
 """Checks of annotation files."""
+
 import math
 import os
 from collections import defaultdict
@@ -12,7 +13,7 @@ from .listing import is_id, is_image
 from .problems import DataSet
 
 # A box may stick out by rounding.
-OUTSIDE_TOLERANCE = 1.
+OUTSIDE_TOLERANCE = 1.0
 
 
 def check_annotations(data: DataSet) -> None:
@@ -39,26 +40,45 @@ def check_annotations(data: DataSet) -> None:
     for number, indices in by_id.items():
         names = list(dict.fromkeys(content['images'][index]['file_name'] for index in indices))
         for index in indices if len(names) > 1 else ():  # no one knows whose the annotations are
-            data.add('duplicate_image_id', content['images'][index]['file_name'],
-                     f'id {number} is that of {", ".join(names)}', image_index=index)
+            data.add(
+                'duplicate_image_id',
+                content['images'][index]['file_name'],
+                f'id {number} is that of {", ".join(names)}',
+                image_index=index,
+            )
     categories = {category['id'] for category in content['categories'] if is_id(category['id'])}
     if not content['images'] or not content['annotations']:
         data.add('no_instances', file, f'{len(content["images"])} images, {len(content["annotations"])} annotations')
     taken = set()
     for index, annotation in enumerate(content['annotations']):
-        if not isinstance(annotation, dict) or not {'bbox', 'area'} <= annotation.keys() or not all(
-                is_id(annotation.get(key)) for key in ('id', 'image_id', 'category_id')):
-            data.add('malformed', f'annotations[{index}]',
-                     'an annotation needs id, image_id, category_id, bbox and area', annotation_index=index)
+        if (
+            not isinstance(annotation, dict)
+            or not {'bbox', 'area'} <= annotation.keys()
+            or not all(is_id(annotation.get(key)) for key in ('id', 'image_id', 'category_id'))
+        ):
+            data.add(
+                'malformed',
+                f'annotations[{index}]',
+                'an annotation needs id, image_id, category_id, bbox and area',
+                annotation_index=index,
+            )
             continue
         image = images.get(annotation['image_id'])
         if annotation['id'] in taken:
-            data.add('duplicate_annotation_id', f'annotation {annotation["id"]}',
-                     f'annotations[{index}] has the id of an earlier one', annotation_index=index)
+            data.add(
+                'duplicate_annotation_id',
+                f'annotation {annotation["id"]}',
+                f'annotations[{index}] has the id of an earlier one',
+                annotation_index=index,
+            )
         taken.add(annotation['id'])
         if image is None:
-            data.add('no_such_image', f'annotation {annotation["id"]}', f'image_id {annotation["image_id"]}',
-                     annotation_index=index)
+            data.add(
+                'no_such_image',
+                f'annotation {annotation["id"]}',
+                f'image_id {annotation["image_id"]}',
+                annotation_index=index,
+            )
             continue
         path = os.path.join(folder_of(data.config, 'img'), image['file_name'])
         if leaves(data.folders, path) and data.folders:
@@ -81,8 +101,12 @@ def _check_shape(data: DataSet, annotation: dict, image: dict, where: str, about
     sized = isinstance(width, int) and isinstance(height, int)
     if not _is_number(annotation['area']) or annotation['area'] <= 0 or w < 1 or h < 1:
         data.add('empty_box', where, f'bbox {box}, area {annotation["area"]}', **about)
-    elif sized and (x < -OUTSIDE_TOLERANCE or y < -OUTSIDE_TOLERANCE or x + w > width + OUTSIDE_TOLERANCE
-                    or y + h > height + OUTSIDE_TOLERANCE):
+    elif sized and (
+        x < -OUTSIDE_TOLERANCE
+        or y < -OUTSIDE_TOLERANCE
+        or x + w > width + OUTSIDE_TOLERANCE
+        or y + h > height + OUTSIDE_TOLERANCE
+    ):
         data.add('box_outside', where, f'bbox {box} in an image of {width} x {height}', **about)
     outline = annotation.get('segmentation')
     if not outline:
@@ -93,8 +117,11 @@ def _check_shape(data: DataSet, annotation: dict, image: dict, where: str, about
         if fault:
             data.add('broken_rle', where, fault, **about)
     else:
-        faults = [fault for part in outline if (fault := polygon_fault(part))] if isinstance(outline, list) else \
-            [f'segmentation is a {type(outline).__name__}']
+        faults = (
+            [fault for part in outline if (fault := polygon_fault(part))]
+            if isinstance(outline, list)
+            else [f'segmentation is a {type(outline).__name__}']
+        )
         if faults:
             data.add('broken_polygon', where, faults[0], **about)
 

@@ -1,4 +1,5 @@
 """Annotation files without what is wrong."""
+
 import os
 from collections import Counter
 from pathlib import Path
@@ -7,8 +8,20 @@ from mmcasvit.datasets.config import dataset_type, default_of, folder_of
 
 from .problems import KINDS, DataSet
 
-_DROPS_IMAGE = ('duplicate_image_id', 'duplicate_file', 'path_outside', 'missing_image', 'unreadable_image',
-                'wrong_size', 'missing_mask', 'unreadable_mask', 'mask_size', 'mask_format', 'mask_labels', 'overlap')
+_DROPS_IMAGE = (
+    'duplicate_image_id',
+    'duplicate_file',
+    'path_outside',
+    'missing_image',
+    'unreadable_image',
+    'wrong_size',
+    'missing_mask',
+    'unreadable_mask',
+    'mask_size',
+    'mask_format',
+    'mask_labels',
+    'overlap',
+)
 _DROPS_ANNOTATION = ('no_such_image', 'unknown_category', 'empty_box', 'broken_polygon', 'broken_rle', 'no_outline')
 
 
@@ -35,8 +48,11 @@ def cleaned_coco(data: DataSet) -> tuple[dict, list[str]]:
     content['images'] = [image for index, image in enumerate(data.content['images']) if index not in bad_images]
     dropped.update(KINDS[kind] for kind in bad_images.values())
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-    ids = [entry['id'] for entry in data.content['annotations'] if isinstance(entry, dict)
-           and isinstance(entry.get('id'), int)]
+    ids = [
+        entry['id']
+        for entry in data.content['annotations']
+        if isinstance(entry, dict) and isinstance(entry.get('id'), int)
+    ]
     next_id = max(ids, default=0) + 1
     content['annotations'] = []
     for index, annotation in enumerate(data.content['annotations']):
@@ -65,7 +81,7 @@ def cleaned_coco(data: DataSet) -> tuple[dict, list[str]]:
     if any(problem.kind == 'class_order' for problem in data.problems):
         order = {name: number for number, name in enumerate(data.classes)}
         content['categories'] = sorted(content['categories'], key=lambda c: order.get(c['name'], len(order)))
-        done.append('put the categories into the order of the config\'s classes')
+        done.append("put the categories into the order of the config's classes")
     return content, done
 
 
@@ -77,7 +93,9 @@ def cleaned_names(data: DataSet) -> tuple[list[str], list[str]]:
             bad.setdefault(problem.image_index, problem.kind)
     folder = folder_of(data.config, 'img_path')
     suffix = data.config.get('img_suffix') or default_of(dataset_type(data.config, 'mmseg'), 'img_suffix')
-    names = [os.path.relpath(sample.image, folder)[:-len(suffix)] for sample in data.samples if sample.index not in bad]
+    names = [
+        os.path.relpath(sample.image, folder)[: -len(suffix)] for sample in data.samples if sample.index not in bad
+    ]
     dropped = Counter(KINDS[kind] for kind in bad.values())
     return list(dict.fromkeys(names)), [f'left out {what}: {count}' for what, count in dropped.items()]
 

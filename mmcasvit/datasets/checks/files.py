@@ -1,4 +1,5 @@
 """Checks of images and masks, which are read in parallel."""
+
 import hashlib
 import io
 import os
@@ -26,6 +27,7 @@ from .problems import DataSet, Sample
 @dataclass
 class FileReport:
     """What reading an image, and its mask if it has one, gave; ``size`` is ``(width, height)`` as training sees it."""
+
     digest: str = ''
     size: tuple[int, int] | None = None
     turned: bool = False
@@ -85,8 +87,9 @@ def check_files(splits: dict[str, list[DataSet]], workers: int) -> dict[str, dic
     tasks = []
     for data in (data for group in splits.values() for data in group):
         for sample in data.samples:
-            outside = [path for path in (sample.image, sample.mask)
-                       if path and data.folders and leaves(data.folders, path)]
+            outside = [
+                path for path in (sample.image, sample.mask) if path and data.folders and leaves(data.folders, path)
+            ]
             if outside:
                 data.add('path_outside', outside[0], f'not in {" or ".join(data.folders)}', image_index=sample.index)
             else:
@@ -112,8 +115,10 @@ def _map(function: Callable, items: list, workers: int) -> Iterator:
         with ProcessPoolExecutor(workers) as pool:
             yield from pool.map(function, items, chunksize=max(1, min(32, len(items) // (4 * workers))))
     except BrokenProcessPool as error:
-        raise UsageError('a process died while it read images. --workers 1 reads them in this one, so that its last '
-                         'words can be seen.') from error
+        raise UsageError(
+            'a process died while it read images. --workers 1 reads them in this one, so that its last '
+            'words can be seen.'
+        ) from error
 
 
 def _judge_image(data: DataSet, sample: Sample, report: FileReport) -> None:
@@ -124,26 +129,40 @@ def _judge_image(data: DataSet, sample: Sample, report: FileReport) -> None:
         data.add('unreadable_image', sample.image, report.error, **about)
     elif sample.size and report.size != sample.size:
         turned = ', turned as its EXIF entry says' if report.turned else ''
-        data.add('wrong_size', sample.image, f'{report.size[0]} x {report.size[1]}{turned}; recorded as '
-                 f'{sample.size[0]} x {sample.size[1]}', **about)
+        data.add(
+            'wrong_size',
+            sample.image,
+            f'{report.size[0]} x {report.size[1]}{turned}; recorded as {sample.size[0]} x {sample.size[1]}',
+            **about,
+        )
 
 
 def _judge_mask(data: DataSet, sample: Sample, report: FileReport) -> None:
     about = dict(image=sample.image, mask=sample.mask, image_index=sample.index)
     if report.mask_error:
-        data.add('missing_mask' if report.mask_error == 'missing' else 'unreadable_mask', sample.mask,
-                 report.mask_error, **about)
+        data.add(
+            'missing_mask' if report.mask_error == 'missing' else 'unreadable_mask',
+            sample.mask,
+            report.mask_error,
+            **about,
+        )
         return
     if report.mask_mode not in ('L', 'P', '1', 'I', 'I;16', 'I;16B'):
         data.add('mask_format', sample.mask, f'its mode is {report.mask_mode}', **about)
         return
     if report.size and report.mask_size != report.size:
-        data.add('mask_size', sample.mask, 'mask {} x {}, image {} x {}'.format(*report.mask_size, *report.size),
-                 **about)
+        data.add(
+            'mask_size', sample.mask, 'mask {} x {}, image {} x {}'.format(*report.mask_size, *report.size), **about
+        )
     wrong = [label for label in report.labels if label not in allowed_labels(data)]
     if wrong:
-        data.add('mask_labels', sample.mask, f'{", ".join(map(str, wrong[:8]))}; {len(data.classes)} classes, '
-                 f'reduce_zero_label={reduces_zero_label(data)}', **about)
+        data.add(
+            'mask_labels',
+            sample.mask,
+            f'{", ".join(map(str, wrong[:8]))}; {len(data.classes)} classes, '
+            f'reduce_zero_label={reduces_zero_label(data)}',
+            **about,
+        )
 
 
 def reduces_zero_label(data: DataSet) -> bool:

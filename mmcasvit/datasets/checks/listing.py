@@ -1,4 +1,5 @@
 """The data sets of a config and the samples that they list."""
+
 import json
 import os
 from collections import Counter
@@ -42,8 +43,10 @@ def load_splits(cfg: Config, splits: list[str], limit: int | None = None) -> dic
         if not loader:
             continue
         leaves_of_split = list(named_leaf_datasets(loader.dataset, f'{split}_dataloader.dataset'))
-        places = [{key: leaf.get(key) for key in ('type', 'data_root', 'ann_file', 'data_prefix')}
-                  for _, leaf in leaves_of_split]
+        places = [
+            {key: leaf.get(key) for key in ('type', 'data_root', 'ann_file', 'data_prefix')}
+            for _, leaf in leaves_of_split
+        ]
         if places in seen:
             continue
         seen.append(places)
@@ -57,8 +60,14 @@ def _load(name: str, config: ConfigDict, scope: str, limit: int | None) -> DataS
     if config.get('backend_args'):
         raise UsageError(f'{name}: only data on a local disk can be checked, and it has backend_args.')
     kind = dataset_type(config, scope)
-    data = DataSet(name, config, reads_annotations_as(kind, scope), class_names(config, scope), data_folders(config),
-                   annotation_file(config))
+    data = DataSet(
+        name,
+        config,
+        reads_annotations_as(kind, scope),
+        class_names(config, scope),
+        data_folders(config),
+        annotation_file(config),
+    )
     dict(coco=_list_coco, masks=_list_masks, images=_list_images)[data.reads](data, kind)
     data.samples = data.samples[:limit]
     return data
@@ -99,10 +108,12 @@ def _list_masks(data: DataSet, kind: type) -> None:
     if data.annotation_file and os.path.isfile(data.annotation_file):
         names = [line.strip() for line in Path(data.annotation_file).read_text().splitlines()]
     elif os.path.isdir(images):
-        names = sorted(str(path.relative_to(images))[:-len(image_suffix)]
-                       for path in Path(images).rglob(f'*{image_suffix}'))
-        orphans = {str(path.relative_to(masks))[:-len(mask_suffix)]
-                   for path in Path(masks).rglob(f'*{mask_suffix}')} - set(names)
+        names = sorted(
+            str(path.relative_to(images))[: -len(image_suffix)] for path in Path(images).rglob(f'*{image_suffix}')
+        )
+        orphans = {
+            str(path.relative_to(masks))[: -len(mask_suffix)] for path in Path(masks).rglob(f'*{mask_suffix}')
+        } - set(names)
         for name in sorted(orphans):
             data.add('mask_without_image', os.path.join(masks, name + mask_suffix), f'no {name}{image_suffix}')
     else:
@@ -111,8 +122,10 @@ def _list_masks(data: DataSet, kind: type) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             data.add('duplicate_file', name, f'listed {count} times in {data.annotation_file}')
-    data.samples = [Sample(os.path.join(images, name + image_suffix), os.path.join(masks, name + mask_suffix),
-                           index=index) for index, name in enumerate(names)]
+    data.samples = [
+        Sample(os.path.join(images, name + image_suffix), os.path.join(masks, name + mask_suffix), index=index)
+        for index, name in enumerate(names)
+    ]
     if not names:
         data.add('no_instances', images, f'no image with the suffix {image_suffix}')
 
@@ -125,8 +138,9 @@ def _list_images(data: DataSet, kind: type) -> None:
     except Exception as error:  # whatever a data set raises that does not find its files as it expects them
         data.add('bad_file', data.annotation_file or data.name, f'{type(error).__name__}: {error}')
         return
-    data.samples = [Sample(str(info['img_path']), index=index) for index, info in enumerate(infos)
-                    if 'img_path' in info]
+    data.samples = [
+        Sample(str(info['img_path']), index=index) for index, info in enumerate(infos) if 'img_path' in info
+    ]
 
 
 def is_id(value) -> bool:

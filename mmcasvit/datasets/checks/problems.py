@@ -1,4 +1,5 @@
 """What can be wrong with data, and what is known of a data set while it is checked."""
+
 from dataclasses import asdict, dataclass, field
 
 from mmengine.config import ConfigDict
@@ -15,7 +16,7 @@ KINDS = dict(
     duplicate_file='images listed more than once',
     duplicate_annotation_id='annotations with the id of another one',
     malformed='entries that lack a field or have one of another type',
-    path_outside='files outside of the data set\'s folders',
+    path_outside="files outside of the data set's folders",
     missing_image='images that are not there',
     unreadable_image='images that cannot be read to their end',
     wrong_size='images of another size than recorded',
@@ -49,6 +50,7 @@ class Problem:
         mask: the index mask, to draw on it.
         image_index, annotation_index: positions in the lists of the annotation file, for :func:`cleaned_coco`.
     """
+
     kind: str
     where: str
     detail: str
@@ -62,6 +64,7 @@ class Problem:
 @dataclass
 class Sample:
     """An image of a data set, with its mask if it has one, and the ``(width, height)`` that is recorded for it."""
+
     image: str
     mask: str = ''
     size: tuple[int, int] | None = None
@@ -81,6 +84,7 @@ class DataSet:
         content: the annotation file of a COCO data set.
         problems: what was found while the lists were read, and is found by the checks later.
     """
+
     name: str
     config: ConfigDict
     reads: str
@@ -106,6 +110,13 @@ class DataSet:
 
 def as_json(splits: dict[str, list[DataSet]]) -> dict:
     """Everything that was found, for programs."""
-    return {data.name: dict(split=split, images=len(data.samples), checked=data.reads,
-                            problems=[asdict(problem) for problem in data.problems])
-            for split, group in splits.items() for data in group}
+    return {
+        data.name: dict(
+            split=split,
+            images=len(data.samples),
+            checked=data.reads,
+            problems=[asdict(problem) for problem in data.problems],
+        )
+        for split, group in splits.items()
+        for data in group
+    }

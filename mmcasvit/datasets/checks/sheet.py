@@ -1,4 +1,5 @@
 """A sheet of examples of what was found."""
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
@@ -9,8 +10,13 @@ def draw_sheet(splits: dict[str, list[DataSet]], per_kind: int = 4, columns: int
     """Examples of each kind in a grid, with their boxes, or ``None`` if nothing is wrong."""
     cells = []
     for kind in KINDS:
-        problems = [problem for group in splits.values() for data in group for problem in data.problems
-                    if problem.kind == kind and (problem.image or problem.mask)]
+        problems = [
+            problem
+            for group in splits.values()
+            for data in group
+            for problem in data.problems
+            if problem.kind == kind and (problem.image or problem.mask)
+        ]
         cells += [_draw(problem) for problem in problems[:per_kind]]
     if not cells:
         return None
@@ -51,13 +57,17 @@ def _draw(problem: Problem, size: tuple[int, int] = (300, 200)) -> Image.Image:
     if problem.box:
         edges = (corner[0] + x * scale, corner[1] + y * scale, corner[0] + (x + w) * scale, corner[1] + (y + h) * scale)
         edges = [min(max(value, 4), 3 + bound) for value, bound in zip(edges, size * 2)]
-        pen.rectangle((min(edges[::2]), min(edges[1::2]), max(edges[::2]), max(edges[1::2])), outline=(230, 0, 0),
-                      width=2)
+        pen.rectangle(
+            (min(edges[::2]), min(edges[1::2]), max(edges[::2]), max(edges[1::2])), outline=(230, 0, 0), width=2
+        )
     pen.rectangle((0, size[1] + 6, *cell.size), fill='white')
     lines = (problem.kind.replace('_', ' '), problem.where[-48:], problem.detail[:48])
     for number, line in enumerate(lines):
-        pen.text((4, size[1] + 8 + 15 * number), line.encode('ascii', 'replace').decode(),
-                 fill=(180, 0, 0) if number == 0 else (0, 0, 0))
+        pen.text(
+            (4, size[1] + 8 + 15 * number),
+            line.encode('ascii', 'replace').decode(),
+            fill=(180, 0, 0) if number == 0 else (0, 0, 0),
+        )
     return cell
 
 
@@ -71,4 +81,4 @@ def _with_labels(photo: Image.Image, mask: str) -> Image.Image:
     if labels.ndim != 2:
         return photo
     colours = np.stack([labels * 67 % 256, labels * 131 % 256, labels * 197 % 256], axis=-1).astype(np.uint8)
-    return Image.blend(photo, Image.fromarray(colours), .5)
+    return Image.blend(photo, Image.fromarray(colours), 0.5)

@@ -1,4 +1,5 @@
 """Hooks, one file for each task. A hook that needs a wing stands there, in its ``hook.py``."""
+
 import importlib
 import pkgutil
 

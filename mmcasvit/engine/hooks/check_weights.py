@@ -1,4 +1,5 @@
 """The hook that checks a checkpoint before mmengine loads it."""
+
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
@@ -25,8 +26,10 @@ class CheckWeightsHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raise :class:`mmcasvit.WeightsError` if model and file do not fit."""
         if runner._resume and 'message_hub' not in checkpoint:
-            raise WeightsError('the checkpoint holds weights, but no state of a training run that could be resumed. '
-                               'Start a new run from it: load_from=FILE.')
+            raise WeightsError(
+                'the checkpoint holds weights, but no state of a training run that could be resumed. '
+                'Start a new run from it: load_from=FILE.'
+            )
         watch(unwrap(runner.model))
         found = fit(checkpoint, whole_state_dict(runner.model))
         if found.container != 'state_dict' or found.weights.keys() != checkpoint['state_dict'].keys():

@@ -1,4 +1,5 @@
 """The hook that writes checkpoints that are whole or not there."""
+
 import errno
 import shutil
 import zipfile
@@ -36,8 +37,10 @@ class _WholeFiles:
         """Raises :class:`RunStopped` where the file cannot be written or the weights are no numbers."""
         runner, path = self._runner, Path(out_dir, filename)
         if not _is_finite(runner.model):
-            raise RunStopped(f'training stopped before {path} was written: the model has weights that are NaN or '
-                             f'infinite. {last_good(runner)}')
+            raise RunStopped(
+                f'training stopped before {path} was written: the model has weights that are NaN or '
+                f'infinite. {last_good(runner)}'
+            )
         unfinished = path.with_name(f'.{filename}{UNFINISHED}')
         try:
             runner.save_checkpoint(out_dir, unfinished.name, *args, **kwargs)
@@ -52,8 +55,10 @@ class _WholeFiles:
             if unfinished.is_file():
                 with suppress(OSError):
                     unfinished.unlink()
-            raise RunStopped(f'training stopped: the checkpoint {path} could not be written: {error}. '
-                             f'{last_good(runner)} Go on from it with --resume.') from error
+            raise RunStopped(
+                f'training stopped: the checkpoint {path} could not be written: {error}. '
+                f'{last_good(runner)} Go on from it with --resume.'
+            ) from error
 
 
 @HOOKS.register_module()
@@ -89,8 +94,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keeps the gradients of a step that is gathered over several batches, in runs of one process."""
         if 'optimizer' in checkpoint and get_world_size() == 1:
-            gathered = {name: weight.grad.cpu() for name, weight in runner.model.named_parameters()
-                        if weight.grad is not None}
+            gathered = {
+                name: weight.grad.cpu() for name, weight in runner.model.named_parameters() if weight.grad is not None
+            }
             if gathered:
                 checkpoint['gradients'] = gathered
 
@@ -127,14 +133,21 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', kept)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         self._whole(runner).save_checkpoint(
-            self.out_dir, filename, self.file_client_args, save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
-            backend_args=self.backend_args, **self.args)
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         if is_main_process():
             write_text(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         if self.max_keep_ckpts > 0:
             if is_main_process():
-                for old in kept[:-self.max_keep_ckpts]:
+                for old in kept[: -self.max_keep_ckpts]:
                     self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
@@ -155,7 +168,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             after = [self.best_ckpt_path]
         else:
             self.best_ckpt_path_dict.update(
-                {key: self.best_ckpt_path_dict[key] or path for key, path in earlier.items()})
+                {key: self.best_ckpt_path_dict[key] or path for key, path in earlier.items()}
+            )
             after = list(self.best_ckpt_path_dict.values())
         if is_main_process():
             for path in set(filter(None, before)) - set(after):

@@ -1,4 +1,5 @@
 """The hook that evaluates the deploy form."""
+
 import copy
 
 from mmengine.hooks import Hook
@@ -18,6 +19,7 @@ class DeployHook(Hook):
     It is made when testing begins, of the weights that are tested: those of a checkpoint, or their moving average where
     another hook puts it in place.
     """
+
     priority = 'LOWEST'
 
     def before_test_epoch(self, runner: Runner) -> None:

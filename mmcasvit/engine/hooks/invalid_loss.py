@@ -1,4 +1,5 @@
 """The hook that stops a run whose loss is NaN or infinite."""
+
 import os
 
 import numpy as np
@@ -23,8 +24,9 @@ class StopOnInvalidLossHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
+    ) -> None:
         """Raises :class:`RunStopped`, whose message names the file and the last good checkpoint."""
         losses = {key: value for key, value in (outputs or {}).items() if 'loss' in key}
         numbers = {key: float(torch.as_tensor(value).detach().sum()) for key, value in losses.items()}
@@ -35,5 +37,7 @@ class StopOnInvalidLossHook(Hook):
         file = os.path.join(runner.work_dir, f'invalid_loss_iter_{runner.iter + 1}{rank}.pth')
         batch = data_batch if isinstance(data_batch, dict) else dict(batch=data_batch)
         torch.save(dict(plain(batch), losses=numbers, iter=runner.iter + 1, epoch=runner.epoch), file)
-        raise RunStopped(f'training stopped in iteration {runner.iter + 1}: {", ".join(invalid)}. The batch is in '
-                         f'{file}. {last_good(runner)}')
+        raise RunStopped(
+            f'training stopped in iteration {runner.iter + 1}: {", ".join(invalid)}. The batch is in '
+            f'{file}. {last_good(runner)}'
+        )

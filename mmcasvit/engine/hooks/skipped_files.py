@@ -1,4 +1,5 @@
 """The hook that reports skipped training images."""
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +43,9 @@ class SkippedFilesHook(Hook):
         suffix = f'_{runner.rank}' if runner.distributed else ''
         file = Path(runner.log_dir, f'skipped_images{suffix}.txt')
         file.write_text(''.join(f'{name}: {reason}\n' for name, reason in skipped.items()))
-        runner.logger.warning(f'{len(skipped)} training images were skipped so far, since they could not be read: '
-                              f'{file}')
+        runner.logger.warning(
+            f'{len(skipped)} training images were skipped so far, since they could not be read: {file}'
+        )
 
     def after_train_epoch(self, runner: Runner) -> None:
         self._report(runner)

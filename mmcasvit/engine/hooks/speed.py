@@ -1,4 +1,5 @@
 """Hooks that make training and testing faster."""
+
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
