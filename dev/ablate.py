@@ -1,7 +1,7 @@
-"""Trains variants of a model over several seeds, and holds their metrics and costs against each other.
+"""Train variants of a model with several seeds, and compare their metrics and costs.
 
-What is finished is not trained again and what was interrupted goes on; the runs of a changed config need another
-work directory. A table (results.md, results.csv) and a picture (results.png) stay in the work directory.
+Finished runs are not trained again, and interrupted runs are resumed. A changed config needs another work dir. A table
+(results.md, results.csv) and a plot (results.png) are written to the work dir.
 """
 
 import argparse
@@ -13,17 +13,18 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 
 from mmcasvit import CASViT
 from mmcasvit.apis.config import load_config
 from mmcasvit.apis.preflight import check_data, check_writable
-from mmcasvit.benchmark import counts as counting
-from mmcasvit.benchmark import plots as reporting
-from mmcasvit.benchmark.variants import Variant, peak_memory
-from mmcasvit.cli import exits_cleanly
-from mmcasvit.utils import timing as measuring
+from mmcasvit.benchmark.counts import on_meta
+from mmcasvit.benchmark.memory import peak_memory
+from mmcasvit.benchmark.plots import plot_seeds
+from mmcasvit.benchmark.variants import Variant
+from mmcasvit.cli import add_config_options, exits_cleanly
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.tables import markdown, write_csv
+from mmcasvit.utils.timing import Timer, interleave, machine, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 MIXERS = ['', '-self-attention', '-separable', '-efficient-additive', '-pooling', '-identity']
@@ -37,53 +38,60 @@ def parse_args():
         nargs='*',
         default=DEFAULT,
         metavar='CONFIG',
-        help='variants (default: the six token mixers on the made-up scenes)',
+        help='configs to compare (default: the six token mixers on the synthetic scenes)',
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='(default: 0 1 2)')
     parser.add_argument(
-        '--metric', default='mIoU', metavar='NAME', help='of the last validation, such as coco/bbox_mAP (default: mIoU)'
+        '--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='seeds to train with (default: 0 1 2)'
     )
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/ablation'), metavar='DIR')
+    parser.add_argument(
+        '--metric',
+        default='mIoU',
+        metavar='NAME',
+        help='metric of the last validation, such as coco/bbox_mAP (default: mIoU)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/ablation'),
+        metavar='DIR',
+        help='folder for the runs and the results (default: %(default)s)',
+    )
     parser.add_argument(
         '--size',
         type=int,
         nargs=2,
         default=(512, 512),
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the image for which the cost of the backbone is counted and measured (default: 512 512)',
+        help='image size for which the costs of the backbone are measured (default: 512 512)',
     )
-    parser.add_argument('--rounds', type=int, default=5, help='in which the backbones are timed in turns (default: 5)')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of every config; data_root=DIR moves every data set',
+        '--rounds', type=int, default=5, help='rounds in which the backbones are timed in turns (default: 5)'
     )
+    add_config_options(parser, 'override entries of every config; data_root=DIR sets the folder of every dataset')
     return parser.parse_args()
 
 
 def check(args):
-    """Reads and checks everything before the first run starts; returns each config by its label."""
+    """Check everything before the first run, and return the path and the content of each config by its label."""
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise UsageError(f'--seeds must be different numbers of at least 0, got {args.seeds}.')
+        raise UsageError(f'--seeds must be different integers of at least 0, got {args.seeds}.')
     if args.rounds < 1 or min(args.size) < 32:
         raise UsageError('--rounds must be at least 1, and both numbers of --size at least 32.')
     cfgs = [load_config(config, args.cfg_options) for config in args.configs]
     for config, cfg in zip(args.configs, cfgs):
         if cfg.model.backbone.type != 'mmcasvit.CASViT':
-            raise UsageError(f'the backbone of {config} is {cfg.model.backbone.type}; it must be mmcasvit.CASViT.')
+            raise UsageError(f'the backbone of {config} must be mmcasvit.CASViT, got {cfg.model.backbone.type}.')
         check_data(cfg, 'train', 'val')
     check_writable(args.work_dir)
     stems = [Path(config).stem for config in args.configs]
     if len(set(stems)) < len(stems):
-        raise UsageError('a variant is given twice, or two have the same file name.')
+        raise UsageError('a config is given twice, or two configs have the same file name.')
     labels = [label(cfg.model.backbone) for cfg in cfgs]
     return dict(zip(labels if len(set(labels)) == len(labels) else stems, zip(args.configs, cfgs)))
 
 
 def label(backbone):
+    """Return the name of the token mixer in a backbone config, with its arguments."""
     mixer = backbone.get('token_mixer', 'additive')
     if isinstance(mixer, str):
         return mixer
@@ -91,20 +99,24 @@ def label(backbone):
 
 
 def prepare(config, cfg, work_dir):
-    """Writes the config of a variant with its options, unless its folder holds something else."""
+    """Write the complete config of a variant to its folder, and return the path.
+
+    Raises:
+        UsageError: If the folder contains runs of another config.
+    """
     folder = work_dir / Path(config).stem
     file = folder / 'variant.py'
     if file.is_file() and file.read_text() == cfg.pretty_text:
         return file
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f'{folder} holds runs of another config: take another --work-dir, or delete it.')
+        raise UsageError(f'{folder} contains runs of another config. Give another --work-dir, or delete it.')
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(cfg.pretty_text)
     return file
 
 
 def train(config, seed):
-    """One run of tools/train.py, unless it is finished; returns its last validation, or None if it failed."""
+    """Train a config with tools/train.py unless it is finished. Return its last validation, or None if it failed."""
     folder = config.parent / f'seed-{seed}'
     note = folder / 'result.json'
     if note.is_file():
@@ -117,6 +129,7 @@ def train(config, seed):
         '--work-dir',
         folder,
         '--resume',
+        'auto',
         '--cfg-options',
         f'randomness.seed={seed}',
     ]
@@ -130,7 +143,7 @@ def train(config, seed):
     ]
     validations = [entry for entry in entries if 'lr' not in entry]
     if not validations:
-        raise UsageError(f'{config} was trained and never evaluated: its train_cfg.val_interval is too long.')
+        raise UsageError(f'{config} was trained but never evaluated: its train_cfg.val_interval is too long.')
     result = validations[-1]
     note.write_text(json.dumps(result, indent=1) + '\n')
     return result
@@ -139,35 +152,33 @@ def train(config, seed):
 def metric_of(result, metric):
     if metric not in result:
         raise UsageError(
-            f'--metric: no {metric!r} was measured; valid: '
+            f'--metric: the validation has no {metric!r}; valid: '
             f'{", ".join(key for key in result if "time" not in key and key != "step")}'
         )
     return result[metric]
 
 
 def text_of(values):
-    """Mean with standard deviation, and range; mmseg's metrics are percent, mmdet's shares."""
-    digits = '.2f' if max(values) > 1 else '.3f'
-    spread = f' ± {statistics.stdev(values):{digits}}' if len(values) > 1 else ''
-    return f'{statistics.mean(values):{digits}}{spread}', f'{min(values):{digits}} to {max(values):{digits}}'
+    """Format the mean with the standard deviation, and the range."""
+    digits = '.2f' if max(values) > 1 else '.3f'  # percentages in mmseg, fractions in mmdet
+    deviation = f' ± {statistics.stdev(values):{digits}}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):{digits}}{deviation}', f'{min(values):{digits}} to {max(values):{digits}}'
 
 
 def costs(cfgs, size, rounds):
-    """Parameters, multiply-adds and processor time of each backbone, and the memory of a training step of its model."""
+    """Measure parameters, multiply-adds, and time of each backbone, and the memory of a training step of its model."""
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     found, timers = {}, {}
     with torch.inference_mode():
         for name, (config, cfg) in cfgs.items():
             settings = {key: value for key, value in cfg.model.backbone.items() if key not in ('type', 'init_cfg')}
-            cost = counting.on_meta(CASViT(**settings).eval(), x, lambda module, x: module(x))
+            cost = on_meta(CASViT(**settings).eval(), x, lambda module, x: module(x))
             memory = peak_memory(Variant(str(config), 'train', size=tuple(size)))
             found[name] = dict(params=cost.params, macs=cost.macs, memory=memory and memory.total)
             backbone = CASViT(**settings).eval()
-            timers[name] = measuring.Timer(
-                lambda backbone=backbone: backbone(x), 'cpu', 1, warmup=1, clock=time.process_time
-            )
-        samples = measuring.interleave(timers, rounds)
-    return {name: dict(cost, seconds=measuring.spread(samples[name])) for name, cost in found.items()}
+            timers[name] = Timer(lambda backbone=backbone: backbone(x), 'cpu', 1, warmup=1, clock=time.process_time)
+        samples = interleave(timers, rounds)
+    return {name: dict(cost, seconds=spread(samples[name])) for name, cost in found.items()}
 
 
 def table(rows, metric, size, rounds):
@@ -185,9 +196,9 @@ def table(rows, metric, size, rounds):
     ]
     height, width = size
     return (
-        f'{reporting.markdown(cells)}\n\nParameters, multiply-adds and time are those of the backbone on one image '
-        f'of {height}x{width} pixels: processor time of one thread, medians of {rounds} rounds in turns, on '
-        f'{measuring.machine(["cpu"])}. Memory is the peak of a training step of the whole model on such an image.'
+        f'{markdown(cells)}\n\nParameters, multiply-adds, and time are those of the backbone for one image of '
+        f'{height}x{width} pixels. Time is processor time of one thread, the median of {rounds} interleaved rounds on '
+        f'{machine(["cpu"])}. Memory is the peak of a training step of the complete model with one such image.'
     )
 
 
@@ -197,7 +208,7 @@ def main():
     cfgs = check(args)
     files = {name: prepare(config, cfg, args.work_dir) for name, (config, cfg) in cfgs.items()}
     values, failed = {name: [] for name in cfgs}, []
-    for seed in args.seeds:  # every variant once before any twice: what is there when time is up can be compared
+    for seed in args.seeds:  # seeds in the outer loop: an aborted comparison has as many runs of each
         for name, file in files.items():
             result = train(file, seed)
             if result is None:
@@ -214,14 +225,14 @@ def main():
         ]
         text = table(rows, args.metric, args.size, args.rounds)
         (args.work_dir / 'results.md').write_text(text + '\n')
-        reporting.write_csv(
+        write_csv(
             args.work_dir / 'results.csv',
             [{**row, **{f'seed_{i}': value for i, value in enumerate(row['values'])}} for row in rows],
         )
-        reporting.plot_seeds(args.work_dir / 'results.png', rows, args.metric)
-        print(f'\n{text}\n\ntable, rows and picture: {args.work_dir}/results.md, .csv, .png')
+        plot_seeds(args.work_dir / 'results.png', rows, args.metric)
+        print(f'\n{text}\n\nwritten: {args.work_dir}/results.md, results.csv, results.png')
     if failed:
-        raise UsageError(f'{len(failed)} runs failed; each has its printed.txt: {", ".join(failed)}')
+        raise UsageError(f'{len(failed)} runs failed. See printed.txt in {", ".join(failed)}.')
 
 
 if __name__ == '__main__':

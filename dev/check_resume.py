@@ -1,8 +1,9 @@
-"""Kills a training run at random moments, resumes it, and compares what it ends with to a run that was never stopped.
+"""Kill a training run at random moments, resume it, and compare the result with that of an uninterrupted run.
 
-Each run is a process with its data loader's workers, ended by SIGKILL. When a run is finished its weights, optimizer,
-schedules, log buffers and logged losses are compared to the last bit, and the next one begins. Without a config it
-trains a small Mask R-CNN by epochs and a small Semantic FPN by iterations, in turns, on scenes that it draws.
+Each run is a process with data loader workers, all killed by SIGKILL. When a run has finished, its weights, optimizer,
+schedules, log buffers, and logged losses must be bitwise equal to those of the uninterrupted run, and the next run
+begins. Without a config, a small Mask R-CNN (trained by epochs) and a small Semantic FPN (trained by iterations) take
+turns on synthetic data.
 """
 
 import argparse
@@ -15,21 +16,22 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import torch
 
 from mmcasvit.apis.config import load_config
 from mmcasvit.apis.runner import build_runner, prepare
-from mmcasvit.cli import exits_cleanly
+from mmcasvit.cli import add_config_options, exits_cleanly
 from mmcasvit.datasets.shapes import write_dataset
 from mmcasvit.engine.compare_runs import differences, outcome
 from mmcasvit.utils.errors import UsageError
 
-# Every run is split off from this process: what mmengine would import in each of them is imported once.
-for late in ('matplotlib.pyplot', 'torch._inductor', 'torchvision', 'mmcv.ops'):
+# Runs are forked from this process. What mmengine would import in each of them is imported only once.
+for lazy in ('matplotlib.pyplot', 'torch._inductor', 'torchvision', 'mmcv.ops'):
     with contextlib.suppress(ImportError, RuntimeError):
-        importlib.import_module(late)
+        importlib.import_module(lazy)
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24))
@@ -52,18 +54,20 @@ SMALL = {
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'config', nargs='?', help='a config of a run that takes less than a minute (default: two made for this)'
+        'config', nargs='?', help='config of a run that takes less than a minute (default: two small built-in runs)'
     )
-    parser.add_argument('--kills', type=int, default=100, help='how often to kill (default: 100)')
-    parser.add_argument('--minutes', type=float, help='stop killing after so long')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
-    parser.add_argument('--work-dir', default='work_dirs/check_resume', help='folder for the runs; it must be new')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for the given config')
+    parser.add_argument('--kills', type=int, default=100, help='number of kills (default: %(default)s)')
+    parser.add_argument('--minutes', type=float, help='stop killing after this time')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the moments to kill at (default: %(default)s)')
+    parser.add_argument(
+        '--work-dir', default='work_dirs/check_resume', help='new folder for the runs (default: %(default)s)'
+    )
+    add_config_options(parser, 'override entries of the given config')
     return parser.parse_args()
 
 
 def small_configs(folder: Path) -> dict:
-    """The two runs that are killed by default."""
+    """Return the configs of the two runs that are killed by default."""
     write_dataset(folder / 'data', train=8, val=2, seed=1, height=64, width=64)
     detector = load_config(
         str(DETECTOR),
@@ -85,8 +89,8 @@ def small_configs(folder: Path) -> dict:
 
 
 def train(cfg, work_dir: Path, log: Path) -> None:
-    """Trains in this process, which never returns."""
-    os.setsid()  # a group of its own, which its workers belong to
+    """Train in this process and end it; this function does not return."""
+    os.setsid()  # a process group with the workers, to kill them together
     status = 1
     try:
         with log.open('a') as stream:
@@ -98,8 +102,6 @@ def train(cfg, work_dir: Path, log: Path) -> None:
         build_runner(cfg).train()
         status = 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -108,6 +110,7 @@ def train(cfg, work_dir: Path, log: Path) -> None:
 
 
 def start(cfg, work_dir: Path, log: Path) -> int:
+    """Start or resume a run in a new process, and return the id of the process."""
     cfg = cfg.copy()
     cfg.randomness = dict(seed=0, deterministic=True)
     cfg.resume, cfg.load_from = True, None
@@ -118,7 +121,7 @@ def start(cfg, work_dir: Path, log: Path) -> int:
 
 
 def wait(process: int, seconds: float) -> int | None:
-    """The exit status, or None if the process still ran after so long."""
+    """Return the exit status of a process, or None if it is still running after the given time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -129,7 +132,7 @@ def wait(process: int, seconds: float) -> int | None:
 
 
 def logged(run: Path) -> int:
-    """How many lines of losses and metrics the runs in a folder have written."""
+    """Return the number of lines of losses and metrics that the runs in a folder have written."""
     return sum(file.read_bytes().count(b'\n') for file in run.glob('*/vis_data/scalars.json'))
 
 
@@ -146,34 +149,29 @@ def main():
     args = parse_args()
     work_dir = Path(args.work_dir)
     if work_dir.exists():
-        raise UsageError(f'{work_dir} is there already; give a new folder.')
+        raise UsageError(f'{work_dir} already exists. Give a new folder as --work-dir.')
     if args.kills < 1:
         raise UsageError('--kills must be at least 1.')
     work_dir.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         if args.config:
-            from mmengine.config import DictAction
-
-            options = argparse.ArgumentParser()
-            options.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-            given = options.parse_args(['--cfg-options', *args.cfg_options] if args.cfg_options else []).cfg_options
-            configs = {Path(args.config).stem: load_config(args.config, given)}
+            configs = {Path(args.config).stem: load_config(args.config, args.cfg_options)}
         else:
             configs = small_configs(Path(folder))
         sys.exit(0 if check(configs, args, work_dir) else 1)
 
 
 def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
-    """Runs, kills, compares and prints; returns whether all was as it should be."""
-    wanted, lasts = {}, {}
+    """Run, kill, and compare, and print the results. Return whether every run was resumed exactly."""
+    wanted, durations = {}, {}
     for name, cfg in configs.items():
         began = time.monotonic()
         status = wait(start(cfg, work_dir / f'{name}_whole', work_dir / 'log.txt'), float('inf'))
         if status:
-            raise UsageError(f'the run that is not stopped ended with status {status}; see {work_dir}/log.txt.')
-        lasts[name] = time.monotonic() - began
+            raise UsageError(f'the uninterrupted run ended with status {status}. See {work_dir}/log.txt.')
+        durations[name] = time.monotonic() - began
         wanted[name] = outcome(work_dir / f'{name}_whole')
-        print(f'{name}: not stopped, {len(wanted[name])} values to compare, {lasts[name]:.1f} s', flush=True)
+        print(f'{name}: uninterrupted run, {len(wanted[name])} values to compare, {durations[name]:.1f} s', flush=True)
     moments = random.Random(args.seed)
     counts = dict(kills=0, training=0, writing=0, runs=0, failed=0, different=0)
     began, number = time.monotonic(), 0
@@ -187,7 +185,7 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
         number += 1
         status, killed, patience = None, 0, 1.0
         while status is None:
-            seconds = moments.uniform(0, patience * lasts[name]) if left() else float('inf')
+            seconds = moments.uniform(0, patience * durations[name]) if left() else float('inf')
             before = logged(run)
             process = start(configs[name], run, work_dir / 'log.txt')
             status = wait(process, seconds)
@@ -198,17 +196,17 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
                 counts['writing'] += bool(list(run.glob('.*.unfinished')))
                 trained = logged(run) > before
                 counts['training'] += trained
-                patience = 1.0 if trained else 1.2 * patience  # a busy machine takes longer to start
+                patience = 1.0 if trained else 1.2 * patience  # on a busy machine, a run takes longer to start
         if status:
             counts['failed'] += 1
-            print(f'{run.name}: a resumed run ended with status {status}; see {work_dir}/log.txt', flush=True)
+            print(f'{run.name}: a resumed run ended with status {status}. See {work_dir}/log.txt.', flush=True)
             continue
         counts['runs'] += 1
         found = differences(outcome(run), wanted[name])
         counts['different'] += bool(found)
         print(
             f'{run.name}: killed {killed} times, '
-            + (f'{len(found)} values differ, such as\n  ' + '\n  '.join(found[:5]) if found else 'ended the same'),
+            + (f'{len(found)} values differ, such as\n  ' + '\n  '.join(found[:5]) if found else 'same result'),
             flush=True,
         )
         if not found:
@@ -216,8 +214,8 @@ def check(configs: dict, args: argparse.Namespace, work_dir: Path) -> bool:
     print(
         f'{counts["kills"]} kills in {(time.monotonic() - began) / 60:.1f} min, {counts["training"]} of them after a '
         f'step was logged and {counts["writing"]} while a checkpoint was being written; {counts["runs"]} finished '
-        f'runs, {counts["different"]} of them different from the one not stopped; {counts["failed"]} runs that could '
-        'not be resumed'
+        f'runs, {counts["different"]} of them different from the uninterrupted run; {counts["failed"]} runs that '
+        'could not be resumed'
     )
     return not counts['different'] and not counts['failed']
 

@@ -1,9 +1,8 @@
-"""Trains and evaluates a config in a loop for a given time, and watches what a leak would show in.
+"""Train and evaluate a config in a loop for a given time, and watch for leaks.
 
-After every evaluation it notes, over the process and its workers: memory (what the processes hold, shared pages counted
-once), open file handles, threads, and the shared memory that tensors travel in. The work dir
-keeps the curves as soak.csv and soak.png. Exit status: 0 nothing grew, 1 something did, 2 the run could not be made.
-Linux alone.
+After every evaluation, the resources of the process and its workers are measured: memory (shared pages count once),
+open file handles, threads, and the shared memory that tensors are passed through. The curves are written to soak.csv
+and soak.png in the work dir. Exit status: 0 if nothing grew, 1 if something did, 2 if the run failed. Linux only.
 """
 
 import argparse
@@ -28,37 +27,37 @@ COLUMNS = dict(
     memory='memory, MiB',
     handles='open file handles',
     threads='threads',
-    shm_files='pieces of shared memory',
+    shm_files='shared memory segments',
     shm='shared memory, MiB',
 )
-# What a curve may rise from its second quarter to its last one: allocators keep some of what was freed.
+# Relative growth allowed from the second quarter to the last. Allocators keep some of the memory that was freed.
 TOLERANCE = dict(memory=0.03, handles=0.0, threads=0.0, shm_files=0.0, shm=0.03)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file; it says which framework')
-    parser.add_argument('--minutes', type=float, default=60.0, help='(default: %(default)s)')
+    parser.add_argument('config', help='config file of any of the frameworks')
+    parser.add_argument('--minutes', type=float, default=60.0, help='duration of the run (default: %(default)s)')
     parser.add_argument(
         '--every',
         type=int,
         default=1,
         metavar='N',
-        help='evaluate and measure after N epochs or iterations (default: %(default)s)',
+        help='evaluate and measure every N epochs or iterations (default: %(default)s)',
     )
     add_common_arguments(parser)
     return parser.parse_args()
 
 
 def family(root):
-    """The ids of a process and all its descendants."""
+    """Return the ids of a process and all of its descendants."""
     children = {}
     for entry in os.scandir('/proc'):
         if entry.name.isdigit():
             try:
                 parent = int(Path(entry.path, 'stat').read_text().rsplit(')', 1)[1].split()[1])
             except OSError:
-                continue  # it has ended
+                continue  # the process has ended
             children.setdefault(parent, []).append(int(entry.name))
     found = [root]
     for process in found:
@@ -67,7 +66,7 @@ def family(root):
 
 
 def measure(root):
-    """Numbers under the names of :data:`COLUMNS`, over a process and its descendants."""
+    """Measure the resources in :data:`COLUMNS` over a process and its descendants."""
     numbers, shared = dict.fromkeys(COLUMNS, 0), {}
     for process in family(root):
         folder = Path('/proc', str(process))
@@ -82,13 +81,13 @@ def measure(root):
         numbers['threads'] += threads
         for span, _, _, _, inode, name in (line.split(maxsplit=5) for line in maps if '/dev/shm/' in line):
             first, last = (int(address, 16) for address in span.split('-'))
-            shared[inode, name] = (last - first) / 2**20  # once, however many processes map it
+            shared[inode, name] = (last - first) / 2**20  # once per segment, however many processes map it
     return dict(numbers, shm_files=len(shared), shm=sum(shared.values()))
 
 
 @HOOKS.register_module()
 class SoakHook(Hook):
-    """Writes a row after every evaluation, and ends the training when the time is over."""
+    """Hook that writes a row of measurements after every evaluation, and ends the training when the time is up."""
 
     priority = 'LOWEST'
 
@@ -109,13 +108,14 @@ class SoakHook(Hook):
 
 
 def read(file):
+    """Return the columns of a CSV file of numbers."""
     with file.open(newline='') as rows:
         rows = list(csv.DictReader(rows))
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def growth(values):
-    """Medians of the second and of the last quarter; the first is for caches to fill."""
+    """Return the medians of the second and the last quarter. During the first, caches fill up."""
     quarter = len(values) // 4
     return float(np.median(values[quarter : 2 * quarter])), float(np.median(values[-quarter:]))
 
@@ -139,14 +139,14 @@ def main():
     if args.minutes <= 0 or args.every < 1:
         raise UsageError('--minutes must be more than 0 and --every at least 1.')
     if not Path('/proc/self/smaps_rollup').exists():
-        raise UsageError('this needs /proc and /dev/shm of Linux.')
+        raise UsageError('the soak test needs /proc and /dev/shm, which only Linux has.')
     cfg = load_config(args.config, args.cfg_options)
     check_data(cfg, 'train', 'val')
     prepare(cfg, args)
     folder = Path(cfg.work_dir)
     if (folder / 'soak.csv').exists():
-        raise UsageError(f'{folder / "soak.csv"} is there already; give another --work-dir.')
-    endless = 10**9  # the clock ends it
+        raise UsageError(f'{folder / "soak.csv"} already exists. Give another --work-dir.')
+    endless = 10**9  # SoakHook ends the training
     cfg.train_cfg.update(
         {'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters': endless, 'val_interval': args.every}
     )
@@ -159,8 +159,8 @@ def main():
     draw(curves, folder / 'soak.png', f'{Path(args.config).stem}: {rounds} rounds of training and evaluation')
     print(f'\n{rounds} rounds in {curves["minutes"][-1]:.1f} minutes, plot: {folder / "soak.png"}')
     if rounds < 8:
-        raise UsageError(f'{rounds} rounds are too few to tell growth from warming up: give more --minutes.')
-    print('| what | second quarter | last quarter | |\n|---|---|---|---|')
+        raise UsageError(f'{rounds} rounds are too few to tell growth from warm-up. Give more --minutes.')
+    print('| resource | second quarter | last quarter | |\n|---|---|---|---|')
     grown = []
     for name, label in COLUMNS.items():
         before, after = growth(curves[name])

@@ -17,7 +17,7 @@ from mmcasvit.version import __version__
 from mmcasvit.weights.checkpoint import extend_mmengine_loader
 from mmcasvit.weights.pretrained import load_pretrained
 
-# What importing this package changes outside of it; docs/weights.md says why.
+# Importing this package also changes how mmengine reads and loads checkpoints; docs/weights.md says why.
 extend_mmengine_loader()
 watch_models()
 

@@ -1,4 +1,4 @@
-"""Lists the configs of mmcasvit, or says where one lies."""
+"""List the configs of mmcasvit, or print the path of one."""
 
 import argparse
 
@@ -10,8 +10,8 @@ from mmcasvit.cli import exits_cleanly
 def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m mmcasvit', description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument('name', nargs='?', help='print the file of this config (without it: the names of all)')
-    what.add_argument('--root', action='store_true', help='print the folder that holds configs/ and tools/')
+    what.add_argument('name', nargs='?', help='print the path of this config (default: print the names of all configs)')
+    what.add_argument('--root', action='store_true', help='print the folder that contains configs/ and tools/')
     args = parser.parse_args()
     if args.root:
         print(root())

@@ -1,4 +1,4 @@
-"""The archs of CAS-ViT: how many blocks each stage has, and how many channels."""
+"""The archs of CAS-ViT: number of blocks and of channels in each stage."""
 
 ARCHS = {
     'xs': dict(depths=(2, 2, 4, 2), channels=(48, 56, 112, 220)),

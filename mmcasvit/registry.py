@@ -1,7 +1,7 @@
-"""The ``mmcasvit`` scope below mmengine's root registries.
+"""Registries of the ``mmcasvit`` scope, children of mmengine's root registries.
 
-mmdet, mmseg and mmpretrain resolve a scoped name such as ``mmcasvit.CASViT`` through the root registry,
-so one registration serves all of them.
+mmdet, mmseg and mmpretrain resolve a scoped name such as ``mmcasvit.CASViT`` through the root registries, so one
+registration serves all of them.
 """
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
@@ -34,7 +34,7 @@ LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mm
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit', locations=['mmcasvit.engine.distributed']
 )
-# What CASViT takes as token_mixer; no registry of another library has these.
+# Valid values of the argument token_mixer of CASViT. No other library has such a registry.
 TOKEN_MIXERS = Registry(
     'token mixer', scope='mmcasvit', locations=['mmcasvit.models.casvit', 'mmcasvit.models.token_mixers']
 )

@@ -1,3 +1,5 @@
+"""Fixtures that tests of several rooms use."""
+
 import logging
 import os
 import subprocess
@@ -10,7 +12,7 @@ from mmengine.logging import MMLogger
 
 @pytest.fixture(scope='session')
 def run_tool():
-    """Runs a script of tools/, or of an absolute path, in another folder and returns the finished process."""
+    """Run a script of tools/, or of an absolute path, in another folder, and return the finished process."""
 
     def run(tool, *args, cwd, expect=0):
         command = [sys.executable, ROOT / 'tools' / tool, *args]
@@ -24,7 +26,7 @@ def run_tool():
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
-    """A small made-up data set."""
+    """Return the folder of a small synthetic dataset."""
     from mmcasvit.datasets.shapes import write_dataset
 
     root = tmp_path_factory.mktemp('data') / 'shapes'
@@ -34,7 +36,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _quiet_logger():
-    """mmengine keeps loggers of every runner open; a test must not write into another's folder."""
+    """Close the log files of a test's runners: mmengine keeps them open, and the next test would write to them."""
     yield
     for logger in list(MMLogger._instance_dict.values()):
         for handler in list(logger.handlers):

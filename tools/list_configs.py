@@ -1,4 +1,4 @@
-"""Prints a Markdown table of every config: what it trains, on what, for how long and with which batch."""
+"""Print a Markdown table of every config: arch, batch size, learning rate, schedule and precision."""
 
 import argparse
 from pathlib import Path
@@ -7,33 +7,27 @@ from mmengine.config import Config
 
 from mmcasvit.cli import exits_cleanly
 
-ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+KINDS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
 HEADER = ['config', 'arch', 'batch', 'learning rate', 'schedule', 'precision']
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--kind', nargs='+', choices=KINDS, default=KINDS, help='some of the folders of configs/')
+    parser.add_argument('--kind', nargs='+', choices=KINDS, default=KINDS, help='list only these folders of configs/')
     return parser.parse_args()
 
 
-KINDS = sorted(folder.name for folder in (ROOT / 'configs').iterdir() if folder.is_dir())
-
-
 def row(path):
-    cfg = Config.fromfile(path, import_custom_modules=False)  # mmpretrain need not be there
-    schedule = cfg.train_cfg
-    length = f'{schedule.max_epochs} epochs' if 'max_epochs' in schedule else f'{schedule.max_iters} iterations'
-    arch = cfg.model.backbone.arch
-    rate = cfg.optim_wrapper.optimizer.lr
-    batch = cfg.auto_scale_lr.base_batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
+    cfg = Config.fromfile(path, import_custom_modules=False)  # works without mmpretrain
+    schedule, optim = cfg.train_cfg, cfg.optim_wrapper
     return [
         f'`{path.stem}`',
-        arch,
-        str(batch),
-        f'{rate:g}',
-        length,
-        'mixed' if cfg.optim_wrapper.type == 'AmpOptimWrapper' else 'fp32',
+        cfg.model.backbone.arch,
+        str(cfg.auto_scale_lr.base_batch_size * optim.get('accumulative_counts', 1)),
+        f'{optim.optimizer.lr:g}',
+        f'{schedule.max_epochs} epochs' if 'max_epochs' in schedule else f'{schedule.max_iters} iterations',
+        'mixed' if optim.type == 'AmpOptimWrapper' else 'fp32',
     ]
 
 
@@ -41,7 +35,7 @@ def row(path):
 def main():
     for kind in parse_args().kind:
         print(f'\n## {kind}\n')
-        for cells in [HEADER, ['---'] * len(HEADER), *map(row, sorted((ROOT / 'configs' / kind).glob('*.py')))]:
+        for cells in [HEADER, ['---'] * len(HEADER), *map(row, sorted((CONFIGS / kind).glob('*.py')))]:
             print(f'| {" | ".join(cells)} |')
 
 

@@ -1,5 +1,8 @@
-"""Makes scenes of textured shapes with exact labels: COCO's layout in DIR/coco, ADE20K's in DIR/ade, VOC's in DIR/voc,
-and one shape per picture in ImageNet's layout in DIR/imagenet."""
+"""Make a dataset of synthetic scenes of textured shapes with exact labels.
+
+It is written in the layouts of COCO (DIR/coco), ADE20K (DIR/ade), and VOC (DIR/voc). Images with one shape each, for
+classification, are written in the layout of ImageNet (DIR/imagenet).
+"""
 
 import argparse
 import json
@@ -16,20 +19,44 @@ LAYOUTS = ('coco', 'ade', 'voc', 'imagenet')
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out-dir', type=Path, default=Path('data/shapes'), metavar='DIR')
-    parser.add_argument('--train', type=int, default=600, help='training images (default: %(default)s)')
-    parser.add_argument('--val', type=int, default=100, help='validation images (default: %(default)s)')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('data/shapes'), metavar='DIR', help='new folder (default: %(default)s)'
+    )
+    parser.add_argument('--train', type=int, default=600, help='number of training images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=100, help='number of validation images (default: %(default)s)')
     parser.add_argument(
         '--size',
         type=int,
         nargs=2,
         default=(128, 192),
         metavar=('HEIGHT', 'WIDTH'),
-        help='in pixels (default: 128 192)',
+        help='size of the scenes in pixels (default: 128 192)',
     )
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--force', action='store_true', help='replace what an earlier run of this tool made there')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the scenes (default: %(default)s)')
+    parser.add_argument('--force', action='store_true', help='replace a dataset that this tool made in DIR')
     return parser.parse_args()
+
+
+def is_present(folder, wanted, force):
+    """Return whether a folder holds the wanted dataset, after checking that it may be written if not."""
+    note = folder / 'dataset.json'
+    if not note.is_file():
+        if folder.exists():
+            raise UsageError(f'{folder} exists but was not made by this tool. Give another --out-dir.')
+        return False
+    if force:
+        return False
+    present = {key: value for key, value in json.loads(note.read_text()).items() if key in wanted}
+    if present != wanted:
+        raise UsageError(
+            f'{folder} was made with {present}, not {wanted}. Use --force to replace it, or give another --out-dir.'
+        )
+    if missing := [layout for layout in LAYOUTS if not (folder / layout).is_dir()]:
+        raise UsageError(
+            f'{folder} lacks {", ".join(missing)}: it is incomplete or from an earlier version. Use --force to '
+            'make it again.'
+        )
+    return True
 
 
 @exits_cleanly
@@ -39,26 +66,11 @@ def main():
     if min(args.train, args.val) < 1 or args.seed < 0 or min(args.size) < 32:
         raise UsageError('--train and --val must be at least 1, --seed at least 0, and --size at least 32 pixels.')
     wanted = dict(train=args.train, val=args.val, seed=args.seed, height=height, width=width)
-    note = args.out_dir / 'dataset.json'
-    if note.is_file():
-        present = {key: value for key, value in json.loads(note.read_text()).items() if key in wanted}
-        if present == wanted and not args.force:
-            lacking = [layout for layout in LAYOUTS if not (args.out_dir / layout).is_dir()]
-            if lacking:
-                raise UsageError(
-                    f'{args.out_dir} lacks {", ".join(lacking)}: an earlier version made it. Use --force '
-                    'to make it again.'
-                )
-            print(f'{args.out_dir} is there already, made in the same way')
-            return
-        if not args.force:
-            raise UsageError(
-                f'{args.out_dir} was made with {present}, not {wanted}. Use --force to replace it, or '
-                'another --out-dir.'
-            )
+    if is_present(args.out_dir, wanted, args.force):
+        print(f'{args.out_dir} already exists with these settings')
+        return
+    if args.out_dir.exists():
         shutil.rmtree(args.out_dir)
-    elif args.out_dir.exists():
-        raise UsageError(f'{args.out_dir} is there and was not made by this tool. Give another --out-dir.')
     start = time.perf_counter()
     summary = write_dataset(args.out_dir, **wanted)
     print(

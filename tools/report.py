@@ -1,5 +1,8 @@
-"""Writes one HTML page on a work directory of tools/train.py and tools/test.py: configuration, environment, curves,
-classes, confusion matrix, best and worst images, time."""
+"""Write an HTML report of a work directory of tools/train.py or tools/test.py.
+
+The report shows curves, metrics, results per class, a confusion matrix, the best and worst images, times, the config
+and the environment.
+"""
 
 import argparse
 from pathlib import Path
@@ -12,8 +15,8 @@ from mmcasvit.utils.errors import UsageError
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', type=Path, metavar='WORK_DIR')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='the page (default: report.html in WORK_DIR)')
+    parser.add_argument('work_dir', type=Path, metavar='WORK_DIR', help='folder with logs of mmengine')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='file to write (default: report.html in WORK_DIR)')
     return parser.parse_args()
 
 
@@ -22,7 +25,7 @@ def main():
     args = parse_args()
     out = args.out or args.work_dir / 'report.html'
     if out.suffix not in ('.html', '.htm') or out.is_dir():
-        raise UsageError(f'--out: {out} must be a file that ends in .html.')
+        raise UsageError(f'--out must be a file that ends in .html, got {out}')
     if args.out:
         check_writable(out.absolute().parent)
     write_report(args.work_dir, out)

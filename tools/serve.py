@@ -1,7 +1,7 @@
-"""Serves a detector or segmentor that tools/export.py wrote: POST /predict, GET /health, GET /metadata.
+"""Serve a detector or segmentor exported by tools/export.py: POST /predict, GET /health, GET /metadata.
 
-The config says how pictures are scaled and normalised and what the classes are called, as for tools/test.py
---exported, whose answers these are. There is no authentication: see SECURITY.md before you choose another --host.
+Resizing, normalization and class names come from the config, and the answers are those of tools/test.py --exported.
+The server has no authentication: see SECURITY.md before you choose another --host.
 """
 
 import argparse
@@ -10,60 +10,41 @@ import socket
 import sys
 
 import torch
-from mmengine.config import DictAction
 
 from mmcasvit.apis.config import config_path, load_config
-from mmcasvit.cli import exits_cleanly
+from mmcasvit.cli import add_config_options, exits_cleanly
 from mmcasvit.export.formats import load_exported
-from mmcasvit.serve.server import Limits, Predictor, check_server, create_app
+from mmcasvit.serve.app import check_server, create_app
+from mmcasvit.serve.limits import Limits
+from mmcasvit.serve.predictor import Predictor
 from mmcasvit.utils.errors import UsageError
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='file of a whole model; pictures run together if its batch is free')
-    parser.add_argument('config', help='config file, or the name of one of ours')
+    parser.add_argument('model', help='exported file of a whole model; images run in batches if its batch is dynamic')
+    parser.add_argument('config', help='config file, or name of a config of this project')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s)')
-    parser.add_argument('--port', type=int, default=8000, help='0 takes a free one (default: %(default)s)')
     parser.add_argument(
-        '--max-batch',
+        '--port', type=int, default=8000, help='port to listen on, 0 for a free one (default: %(default)s)'
+    )
+    for flag, number, meaning in (
+        ('--max-batch', int, 'maximum number of images per batch'),
+        ('--max-delay-ms', float, 'milliseconds that the first image of a batch waits for others'),
+        ('--max-waiting', int, 'maximum number of open requests; further ones are answered with 503'),
+        ('--max-bytes', int, 'maximum size of an uploaded file in bytes'),
+        ('--max-pixels', int, 'maximum number of pixels of an image'),
+        ('--timeout', float, 'time limit in seconds for an upload, and again for the answer'),
+    ):
+        default = getattr(Limits, flag.strip('-').replace('-', '_'))
+        parser.add_argument(flag, type=number, default=default, help=f'{meaning} (default: %(default)s)')
+    parser.add_argument(
+        '--threads',
         type=int,
-        default=Limits.max_batch,
-        help='pictures that run together at most (default: %(default)s)',
+        default=torch.get_num_threads(),
+        help='number of threads of the runtime (default: %(default)s)',
     )
-    parser.add_argument(
-        '--max-delay-ms',
-        type=float,
-        default=Limits.max_delay_ms,
-        help='how long the first picture of a batch waits for others (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--max-waiting',
-        type=int,
-        default=Limits.max_waiting,
-        help='requests that wait or are computed at most; more are answered with 503 (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--max-bytes', type=int, default=Limits.max_bytes, help='of an uploaded file (default: %(default)s)'
-    )
-    parser.add_argument('--max-pixels', type=int, default=Limits.max_pixels, help='of a picture (default: %(default)s)')
-    parser.add_argument(
-        '--timeout',
-        type=float,
-        default=Limits.timeout,
-        help='seconds for an upload, and again for the answer (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--threads', type=int, default=torch.get_num_threads(), help='of the runtime (default: %(default)s)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of the config, the same as for tools/export.py',
-    )
+    add_config_options(parser, 'override entries of the config, the same as for tools/export.py')
     return parser.parse_args()
 
 
@@ -89,11 +70,11 @@ def main():
     exported = load_exported(args.model, args.threads)
     if not exported.signature.dynamic_batch and limits.max_batch > 1:
         print(
-            f'{args.model} has a fixed batch, so that pictures run one by one. Export it with --dynamic batch to '
-            'gather them.'
+            f'{args.model} has a fixed batch, so images run one by one. To run them in batches, export it with '
+            '--dynamic batch.'
         )
     app = create_app(Predictor(exported, cfg, limits.max_pixels), limits)
-    # uvicorn finishes the open requests, and then raises the signal again.
+    # uvicorn finishes the open requests and then raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=max(1, round(args.timeout))))

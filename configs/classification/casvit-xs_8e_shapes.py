@@ -1,4 +1,4 @@
-# The small twin: one made-up shape per picture, from scratch within minutes on two CPU cores.
+# The small twin: synthetic images of one shape each, trained from scratch in minutes on two CPU cores.
 _base_ = 'casvit-xs_8xb128-300e_in1k-224.py'
 
 data_root = 'data/shapes/imagenet/'
@@ -40,13 +40,13 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=8, val_interval=4)
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=4), visualization=dict(rescale_factor=4)
-)  # room for the names of the classes
+    logger=dict(interval=10),
+    checkpoint=dict(interval=4),
+    visualization=dict(rescale_factor=4),  # makes room for the class names
+)
 auto_scale_lr = dict(base_batch_size=32)
 custom_hooks = [
-    dict(type='mmcasvit.CheckWeightsHook'),
-    dict(type='mmcasvit.SkippedFilesHook'),
-    dict(type='mmcasvit.StopOnInvalidLossHook'),
+    *_base_.custom_hooks[:-1],
     dict(type='EMAHook', momentum=0.05, update_buffers=True),
     dict(type='mmcasvit.ChannelsLastHook'),
 ]

@@ -3,7 +3,7 @@ model = dict(
     backbone=dict(_delete_=True, type='mmcasvit.CASViT', arch='xs', norm_eval=True),
     neck=dict(in_channels=[48, 56, 112, 220]),
 )
-# What cannot be read is skipped, up to a limit, and reported.
+# Unreadable files are skipped up to a limit, and reported.
 train_pipeline = [
     dict(type='mmcasvit.SkipUnreadable', transforms=_base_.train_pipeline[:2]),
     *_base_.train_pipeline[2:],

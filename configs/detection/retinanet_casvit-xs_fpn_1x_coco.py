@@ -4,11 +4,11 @@ _base_ = [
     '_base_/casvit_1x.py',
 ]
 model = dict(
-    # RetinaNet starts at stride 8: the first stage's output is not asked for, so that no parameter stays unused.
+    # RetinaNet starts at stride 8. Without the output of the first stage, no parameter is left unused.
     backbone=dict(_delete_=True, type='mmcasvit.CASViT', arch='xs', out_indices=(1, 2, 3), norm_eval=True),
     neck=dict(in_channels=[56, 112, 220], start_level=0),
 )
-# What cannot be read is skipped, up to a limit, and reported.
+# Unreadable files are skipped up to a limit, and reported.
 train_pipeline = [
     dict(type='mmcasvit.SkipUnreadable', transforms=_base_.train_pipeline[:2]),
     *_base_.train_pipeline[2:],

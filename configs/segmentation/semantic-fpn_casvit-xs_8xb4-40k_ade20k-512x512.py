@@ -1,4 +1,4 @@
-# The published ADE20K recipe: 8 GPUs x 4 crops, AdamW, 40k iterations, poly decay to 0, no warm-up, no clipping.
+# The published ADE20K recipe: 8 GPUs x 4 crops, AdamW, 40k iterations, polynomial decay to 0, no warm-up or clipping.
 _base_ = ['_base_/semantic-fpn_casvit-xs.py', '_base_/ade20k.py', '_base_/runtime.py']
 
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))

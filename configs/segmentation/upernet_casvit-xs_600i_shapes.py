@@ -2,19 +2,10 @@ _base_ = ['upernet_casvit-xs_8xb2-160k_ade20k-512x512.py', '_base_/shapes.py']
 
 model = dict(
     data_preprocessor=dict(size=(128, 192)),
-    backbone=dict(norm_eval=False),  # no ImageNet statistics to keep: trained from scratch
+    backbone=dict(norm_eval=False),  # trained from scratch, without ImageNet statistics to keep
     decode_head=dict(channels=64, num_classes=8),
     auxiliary_head=dict(channels=32, num_classes=8),
 )
 
-data_root = _base_.shapes_root
-test_pipeline = _base_.shapes_test_pipeline  # the one that inference_model takes
-train_dataloader = _base_.shapes.train_dataloader
-val_dataloader = _base_.shapes.val_dataloader
-test_dataloader = val_dataloader
-optim_wrapper = _base_.shapes.optim_wrapper
-param_scheduler = _base_.shapes.param_scheduler
-train_cfg = _base_.shapes.train_cfg
-default_hooks = _base_.shapes.default_hooks
-auto_scale_lr = _base_.shapes.auto_scale_lr
-custom_hooks = _base_.shapes.custom_hooks
+globals().update(_base_.shapes)  # the data, the schedule and the hooks
+custom_hooks = [*_base_.custom_hooks, dict(type='mmcasvit.ChannelsLastHook')]

@@ -1,6 +1,6 @@
-# No UperNet result of CAS-ViT is published; this recipe is the project's own. It is the one under which Swin and
-# ConvNeXt report UperNet (8 GPUs x 2 crops, 160k iterations, AdamW 6e-5, weight decay 0.01, 1500 iterations of
-# warm-up, linear decay to 0), so that results compare, with frozen BatchNorm statistics as in the published recipes.
+# No UperNet result of CAS-ViT is published. This recipe is the one of Swin and ConvNeXt, so that results can be
+# compared (8 GPUs x 2 crops, 160k iterations, AdamW with 6e-5 and weight decay 0.01, 1500 iterations of warm-up, linear
+# decay to 0), with frozen BatchNorm statistics as in the published recipes of CAS-ViT.
 _base_ = ['_base_/upernet_casvit-xs.py', '_base_/ade20k.py', '_base_/runtime.py']
 
 optim_wrapper = dict(

@@ -1,1 +1,1 @@
-"""Configs, models and runners, and the checks before a run."""
+"""Entry points: configs, models, runners, inferencers, checks before a run, and conversion of checkpoints."""

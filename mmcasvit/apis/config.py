@@ -1,4 +1,4 @@
-"""Configs by name or path, with the overrides of the command line."""
+"""Configs, loaded by name or path, with the overrides of the command line."""
 
 import difflib
 import importlib
@@ -11,28 +11,29 @@ from mmengine.utils import import_modules_from_strings
 
 from mmcasvit.utils.errors import UsageError
 
-# What the configs can be for, and what to install for it.
+# The frameworks that configs can be for, and the package to install for each.
 FRAMEWORKS = dict(mmdet='onedl-mmdetection', mmseg='onedl-mmsegmentation', mmpretrain='"mmcasvit[classification]"')
 
 
 def nearest_config(file: Path) -> Path | None:
-    """The config beside a file that is not there whose name is most like its own, if any is like it."""
+    """Return the config in the folder of a missing file whose name is most similar, if any is similar."""
     near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob('*.py')], n=1, cutoff=0.5)
     return file.parent / near[0] if near else None
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Reads a config and applies ``--cfg-options``.
+    """Load a config file and apply ``--cfg-options``.
 
-    A top-level ``data_root`` among the options moves every data set and annotation file below the old one: plain
-    merging would change a variable that nothing reads any more.
+    A top-level ``data_root`` in the options moves every dataset and annotation file in the old one. Merging alone
+    would change a variable that nothing reads any more.
 
     Args:
-        path: a ``.py``, ``.json`` or ``.yaml`` config.
-        options: what ``--cfg-options`` gave.
+        path: A ``.py``, ``.json`` or ``.yaml`` config.
+        options: The values of ``--cfg-options``.
 
     Raises:
-        UsageError: there is no such file, it cannot be read, or it is for another framework.
+        UsageError: If the file does not exist, cannot be read, or is for another framework, or if the options do not
+            fit.
     """
     file = Path(path)
     if not file.is_file():
@@ -44,8 +45,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         raise UsageError(f'config {file} cannot be read: {type(error).__name__}: {error}') from error
     if cfg.get('default_scope') not in FRAMEWORKS:
         raise UsageError(
-            f'config {file} has default_scope {cfg.get("default_scope")!r}; these tools run configs of '
-            f'{", ".join(FRAMEWORKS)}.'
+            f'config {file} has default_scope {cfg.get("default_scope")!r}; expected one of {", ".join(FRAMEWORKS)}.'
         )
     _import_framework(cfg.default_scope, file)
     try:
@@ -54,27 +54,25 @@ def load_config(path: str, options: dict | None = None) -> Config:
         raise UsageError(f'config {file} cannot be read: {error}: {error.__context__}') from error
     options = dict(options or {})
     old_root, new_root = cfg.get('data_root'), options.get('data_root')
+    for key in ('data_root', 'work_dir'):
+        if key in options and not isinstance(options[key], str):
+            raise UsageError(f'--cfg-options: {key} must be a folder, got {options[key]!r}.')
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, IndexError) as error:
         raise UsageError(f'--cfg-options do not fit the config {file}: {error}') from error
-    _check_kinds(cfg, file)
+    _check_types(cfg, file)
     if new_root is not None:
+        advice = 'Override the data_root of each dataset instead, such as train_dataloader.dataset.data_root=DIR.'
         if old_root is None:
-            raise UsageError(
-                f'config {file} has no data_root; override that of each data set, such as '
-                'train_dataloader.dataset.data_root=DIR.'
-            )
+            raise UsageError(f'config {file} has no data_root. {advice}')
         if not _move_data_root(cfg._cfg_dict, old_root, new_root):
-            raise UsageError(
-                f'no data set of config {file} lies in its data_root {old_root}; override that of each '
-                'data set, such as train_dataloader.dataset.data_root=DIR.'
-            )
+            raise UsageError(f'no dataset of config {file} is in its data_root {old_root}. {advice}')
     return cfg
 
 
-def _check_kinds(cfg: Config, file: Path) -> None:
-    """Looks whether the parts that the tools work on are what they take them for."""
+def _check_types(cfg: Config, file: Path) -> None:
+    """Check that the parts of a config that the tools change are dicts."""
     parts = {'model': cfg.get('model')}
     if isinstance(cfg.get('model'), dict):
         parts |= {f'model.{name}': cfg.model[name] for name in ('backbone', 'neck') if cfg.model.get(name) is not None}
@@ -95,15 +93,15 @@ def _import_framework(name: str, config: Path) -> None:
         )
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever a package raises that finds its surroundings wrong
+    except Exception as error:  # a package that does not like its environment raises nearly anything
         hint = (
             ' Install the torchvision that was built for the installed PyTorch.' if 'torchvision' in str(error) else ''
         )
-        raise UsageError(f'config {config} needs {name}, and importing that failed: {error}.{hint}') from error
+        raise UsageError(f'config {config} needs {name}, which cannot be imported: {error}.{hint}') from error
 
 
 def _move_data_root(node, old: str, new: str) -> int:
-    """Replaces the old root wherever data sets and evaluators name it, and returns how often."""
+    """Replace the old root in the settings of datasets and evaluators, and return the number of replacements."""
     if isinstance(node, dict):
         items = list(node.items())
     elif isinstance(node, list):
@@ -121,14 +119,14 @@ def _move_data_root(node, old: str, new: str) -> int:
 
 
 def root() -> Path:
-    """The folder that holds ``configs`` and ``tools``: ``mmcasvit/.mim``, or the repository of an editable install."""
+    """Return the folder with ``configs`` and ``tools``: ``mmcasvit/.mim``, or the repository if installed from it."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / '.mim', package.parent):
         if (folder / 'configs').is_dir():
             return folder
     raise UsageError(
-        f'{package} was installed without its configs. Install it with pip, from the repository, its '
-        'sdist or its wheel.'
+        f'{package} was installed without its configs. Install it with pip, from the repository, its sdist or its '
+        'wheel.'
     )
 
 
@@ -137,18 +135,18 @@ def _config_files() -> dict[str, Path]:
 
 
 def list_configs() -> list[str]:
-    """The names of all configs, such as ``retinanet_casvit-xs_fpn_1x_coco``."""
+    """Return the names of all configs, such as ``retinanet_casvit-xs_fpn_1x_coco``."""
     return list(_config_files())
 
 
 def config_path(name: str | Path) -> str:
-    """The file of a config, for ``_base_`` of one's own config and for whatever wants a path.
+    """Return the path of a config, for example for ``_base_`` in a config of your own.
 
     Args:
-        name: a name out of :func:`list_configs`, with or without ``.py``, or the path of any config file.
+        name: A name from :func:`list_configs`, with or without ``.py``, or the path of any config file.
 
     Raises:
-        UsageError: there is neither such a file nor such a name; it lists the nearest names.
+        UsageError: If neither a file nor a config has this name. The message lists the most similar names.
 
     Example::
 
@@ -161,16 +159,16 @@ def config_path(name: str | Path) -> str:
     if wanted not in files:
         near = [file for file in files if wanted in file][:3] or difflib.get_close_matches(wanted, files, cutoff=0.5)
         raise UsageError(
-            f'no config file {name}, and none of that name in mmcasvit. '
-            + (f'Did you mean {" or ".join(near)}?' if near else 'List them: python -m mmcasvit')
+            f'no file and no config of mmcasvit is named {name}. '
+            + (f'Did you mean {" or ".join(near)}?' if near else 'List all configs: python -m mmcasvit')
         )
     return str(files[wanted])
 
 
 def get_config(name: str | Path) -> Config:
-    """Reads a config by name or path.
+    """Load a config by name or path.
 
     Raises:
-        UsageError: it is not there, cannot be read, or its framework is not installed.
+        UsageError: If it does not exist or cannot be read, or if its framework is not installed.
     """
     return load_config(config_path(name))

@@ -1,15 +1,18 @@
-"""Checkpoints of the authors' code turned into ones of this project, and back."""
+"""Conversion of checkpoints of the authors' code into those of this project, and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from mmcasvit.archs import ARCHS
 from mmcasvit.models.casvit import CASViT
 from mmcasvit.utils.errors import WeightsError
+from mmcasvit.utils.text import shorten
 from mmcasvit.version import __version__
 from mmcasvit.weights.match import Fit, fit
 from mmcasvit.weights.names import (
@@ -21,22 +24,24 @@ from mmcasvit.weights.names import (
     to_own_names,
 )
 
+from .config import load_config
+
 
 def expected_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict that a classifier of this project has, for the arch and the number of classes in the weights.
+    """Return the state dict, on the meta device, of a classifier with the arch and number of classes of some weights.
 
     Args:
-        weights: a classifier under this project's names.
+        weights: Weights of a classifier, under the names of this project.
 
     Raises:
-        WeightsError: there is no CAS-ViT of one of the known archs inside.
+        WeightsError: If the weights are not those of a CAS-ViT with a known arch.
     """
     found = describe_model(weights)
     name = found.removeprefix('arch ').strip("'")
     if name not in ARCHS:
         raise WeightsError(
-            f'expected: a CAS-ViT of arch {", ".join(ARCHS)}, found: {found}. Give the '
-            'config that the file was trained with: --config FILE'
+            f'expected: a CAS-ViT of arch {", ".join(ARCHS)}, found: {found}. Give the config that the file was '
+            'trained with: --config FILE'
         )
     with torch.device('meta'):
         model = CASViT(name, out_indices=3)
@@ -50,25 +55,57 @@ def expected_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _expected_for(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not is_own_classifier(weights):
         raise WeightsError(
-            f'this is no classifier ({describe_model(weights)}): a config has to say which model it is. '
-            'Give the one it was trained with: --config FILE'
+            f'this is not a classifier ({describe_model(weights)}). Give the config that the file was trained with: '
+            '--config FILE'
         )
     return expected_classifier(weights)
 
 
+def expected_by_config(config: str) -> dict[str, Tensor]:
+    """Return the state dict of the model of a config, without its initial weights.
+
+    Raises:
+        UsageError: As in :func:`~mmcasvit.apis.config.load_config`.
+    """
+    cfg = load_config(config)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.pop('init_cfg', None)
+    return MODELS.build(cfg.model).state_dict()
+
+
 @dataclass
 class Conversion:
-    """A converted checkpoint and how it fits.
+    """Converted checkpoint, and how it fits the model.
 
     Attributes:
-        content: what the new file holds.
-        fit: The weights compared with those of the model. What is left over is kept next to them for the way back.
-        supplied: Keys that were not in the file and do not change the model's function.
+        content: Content of the new file. It also holds the weights that the model does not use, for the way back.
+        fit: Comparison of the weights with those of the model.
+        supplied: Keys that were not in the file. They do not change the outputs of the model.
     """
 
     content: dict[str, Any]
     fit: Fit
     supplied: list[str] = field(default_factory=list)
+
+    def describe(self, source: str, model: str, target: Path | None) -> str:
+        """Return what matched, in lines.
+
+        Args:
+            source: Name of the file.
+            model: Name of the model.
+            target: New file, if one is written.
+        """
+        found = self.fit
+        lines = [
+            source + (f' (under {found.container!r})' if found.container else ''),
+            f'  {found.found}: {found.matched} of {found.matched + len(found.fatal)} tensors of {model} match',
+        ]
+        if found.leftover and not found.fatal:
+            fate = 'not written to a .safetensors file' if target and target.suffix == '.safetensors' else 'kept aside'
+            lines.append(f'  not in the model, {fate}: {shorten(found.leftover)}')
+        if self.supplied:
+            lines.append(f'  not in the file, added without effect on the outputs: {shorten(self.supplied)}')
+        return '\n'.join(lines)
 
 
 def _own_meta(content: Mapping, container: str) -> dict:
@@ -88,19 +125,19 @@ def _authors_meta(content: Mapping) -> dict:
 
 
 def convert(content: Mapping, expected: Mapping[str, Tensor] | None = None, ema: bool = False) -> Conversion:
-    """Turns a checkpoint of the authors into one of this project.
+    """Convert a checkpoint of the authors into one of this project.
 
     Args:
-        content: the authors' file, as read.
-        expected: the state dict of the model that the new file is for. A classifier needs none.
-        ema: take the moving average, ``model_ema``, where the file holds both it and the last weights.
+        content: Content of the authors' file.
+        expected: State dict of the model that the new file is for. Not needed for a classifier.
+        ema: Take the moving average, ``model_ema``, instead of the last weights.
 
     Raises:
-        WeightsError: there are no weights, or it cannot be told which model they are for.
+        WeightsError: If the file holds no weights, or if ``expected`` is needed to tell which model they are for.
     """
     if ema:
         if 'model_ema' not in content:
-            raise WeightsError(f'there is no moving average (model_ema) in the file; it holds: {", ".join(content)}.')
+            raise WeightsError(f'the file has no moving average (model_ema). It holds: {", ".join(content)}.')
         content = {key: value for key, value in content.items() if key not in ('state_dict', 'model')}
     if expected is None:
         expected = _expected_for(to_own_names(find_weights(content)[1]))
@@ -115,14 +152,14 @@ def convert(content: Mapping, expected: Mapping[str, Tensor] | None = None, ema:
 
 
 def convert_back(content: Mapping, expected: Mapping[str, Tensor] | None = None) -> Conversion:
-    """Turns a checkpoint of this project into one that the authors' code loads.
+    """Convert a checkpoint of this project into one that the authors' code loads.
 
     Args:
-        content: the file, as read.
-        expected: the state dict of the model that it was trained with. A classifier needs none.
+        content: Content of the file.
+        expected: State dict of the model that it was trained with. Not needed for a classifier.
 
     Raises:
-        WeightsError: there are no weights, or it cannot be told which model they are of.
+        WeightsError: If the file holds no weights, or if ``expected`` is needed to tell which model they belong to.
     """
     if expected is None:
         expected = _expected_for(find_weights(content)[1])

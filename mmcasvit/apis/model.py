@@ -1,4 +1,4 @@
-"""Models by config, with their weights."""
+"""Models, built from a config and filled from a checkpoint."""
 
 import copy
 import importlib
@@ -19,20 +19,20 @@ from .config import get_config
 def get_model(
     config: str | Path | Config, checkpoint: str | Path | None = None, device: str | torch.device = 'cpu'
 ) -> nn.Module:
-    """Builds the model of a config, in evaluation mode, as the ``inference_*`` functions of its framework take it.
+    """Build the model of a config in evaluation mode, ready for the ``inference_*`` functions of its framework.
 
-    The model carries ``cfg`` and ``dataset_meta``. Without a checkpoint its weights are those its layers start from:
-    as with :func:`mmengine.hub.get_model`, ``init_weights()`` is left to the caller. The framework becomes mmengine's
-    default scope.
+    The model has the attributes ``cfg`` and ``dataset_meta``. Without a checkpoint, its weights are those that its
+    layers start from: as with :func:`mmengine.hub.get_model`, ``init_weights()`` is left to the caller. The framework
+    becomes mmengine's default scope.
 
     Args:
-        config: a name out of :func:`list_configs`, the path of a config, or a config.
-        checkpoint: weights of the whole model, a file or an http(s) address, read without executing its pickle.
-        device: where the model goes.
+        config: A name from :func:`list_configs`, the path of a config, or a config.
+        checkpoint: Weights of the whole model: a file or an http(s) address, read without executing its pickle.
+        device: Device of the model.
 
     Raises:
-        UsageError: see :func:`get_config`.
-        WeightsError: the checkpoint cannot be read safely, or lacks a tensor of the model.
+        UsageError: As in :func:`get_config`.
+        WeightsError: If the checkpoint cannot be read safely or lacks a tensor of the model.
     """
     cfg = config if isinstance(config, Config) else get_config(config)
     content = {} if checkpoint is None else read_checkpoint(checkpoint)
@@ -53,5 +53,5 @@ def _dataset_meta(cfg: Config) -> dict:
     if not cfg.get('test_dataloader'):
         return {}
     dataset = copy.deepcopy(next(leaf_datasets(cfg.test_dataloader.dataset)))
-    dataset.update(lazy_init=True, pipeline=[])  # the names of the classes need neither annotations nor images
+    dataset.update(lazy_init=True, pipeline=[])  # class names need neither annotations nor images
     return DATASETS.build(dataset).metainfo

@@ -1,1 +1,1 @@
-"""Benchmarks: models, forms, fair timing, counts, plots."""
+"""Benchmarks: models and their forms, time, memory and counts, tables and plots."""

@@ -1,7 +1,7 @@
-"""Parameters, multiply-adds and the least memory traffic of a pass, counted by PyTorch's own counter."""
+"""Parameters, multiply-adds and minimum memory traffic of a pass, counted with PyTorch's own counter."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,26 +25,28 @@ def _convolution_backward(
     output_mask,
     out_shape,
 ) -> int:
-    """Each gradient asked for costs as much as the forward pass. PyTorch takes grouped convolutions for dense here."""
+    """Count the FLOPs of a backward pass: each requested gradient costs as much as the forward pass.
+
+    PyTorch's own formula counts grouped convolutions as dense ones.
+    """
     return 2 * math.prod(x_shape if transposed else grad_shape) * math.prod(weight_shape[1:]) * sum(output_mask[:2])
 
 
 _CORRECTED = {torch.ops.aten.convolution_backward: _convolution_backward}
-# Of each operator with arithmetic worth counting, its multiplications and additions.
+# Functions that count the multiplications and additions of each operator with arithmetic worth counting.
 FLOPS = {**flop_registry, **{operator: shape_wrapper(function) for operator, function in _CORRECTED.items()}}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pass costs at least.
+    """Minimum cost of a pass.
 
     Attributes:
-        params: of the model, all of them.
-        macs: multiply-adds of convolutions and matrix products (attention included), as
-            :class:`torch.utils.flop_counter.FlopCounterMode` counts them: norms, activations and sums cost none.
-        traffic: bytes that these operators read and write if each reads its inputs and weights once and writes its
-            result once, and everything between them is fused into them. A processor whose cache holds a map until
-            it is read again may need less.
+        params: Number of parameters of the model.
+        macs: Multiply-adds of convolutions and matrix products, attention included, as
+            :class:`torch.utils.flop_counter.FlopCounterMode` counts them: norms, activations and sums count as 0.
+        traffic: Bytes that these operators read and write if each reads its inputs and weights once and writes its
+            result once, with all other operators fused into them. Maps that stay in the cache can need less.
     """
 
     params: int
@@ -53,12 +55,12 @@ class Cost:
 
 
 def nbytes(tree) -> int:
-    """Bytes of all tensors in nested containers."""
+    """Return the number of bytes of all tensors in nested containers."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Adds up the bytes that go in and out of the operators that PyTorch's counter counts."""
+    """Mode that adds up the bytes that go in and out of the operators in :data:`FLOPS`."""
 
     def __init__(self):
         super().__init__()
@@ -71,13 +73,8 @@ class TrafficCounter(TorchDispatchMode):
         return result
 
 
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def count(module: nn.Module, run: Callable[[], object]) -> Cost:
-    """Counts one call of ``run``, which passes data through ``module``."""
+    """Count one call of ``run``, which passes data through ``module``."""
     with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as flops, TrafficCounter() as traffic:
         run()
     return Cost(
@@ -86,13 +83,13 @@ def count(module: nn.Module, run: Callable[[], object]) -> Cost:
 
 
 def on_meta(module: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor], object]) -> Cost:
-    """Counts without computing: on tensors that have a shape and no content.
+    """Count a pass without computing it, on tensors without content.
 
     Args:
-        module: it is moved to the meta device and is of no use afterwards.
-        example: an input of the wanted shape and type.
-        run: passes an input through the module.
+        module: Module to count. It is moved to the meta device and cannot be used afterwards.
+        example: Input of the wanted shape and type.
+        run: Function that passes an input through the module.
     """
-    module = module.to('meta')
     meta = torch.empty_like(example, device='meta')
+    module.to('meta')
     return count(module, lambda: run(module, meta))

@@ -1,16 +1,18 @@
-"""The forms a model can be run in. A form is one or more of these joined by ``+``, applied from left to right."""
+"""Forms in which a model can run: one or more steps joined by ``+``, applied from left to right."""
 
 import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmcasvit.export.formats import FORMATS as FILES
-from mmcasvit.export.quantization import check_quantiser, quantise
+from mmcasvit.export.quantization import check_quantizer, quantize
 from mmcasvit.export.signature import Signature
+from mmcasvit.models.deploy import deploy
 from mmcasvit.models.memory_format import to_channels_last
 from mmcasvit.utils.errors import NotApplicable, UsageError
 
@@ -19,27 +21,30 @@ from .models import Backbone, WholeModel
 
 @dataclass(frozen=True)
 class Setting:
-    """What a form has to know of how it will be run."""
+    """Circumstances in which a form will run.
 
-    example: Tensor | dict
+    Attributes:
+        example: Input of the model.
+        precision: Key of :data:`mmcasvit.utils.timing.DTYPES`.
+        device: ``'cpu'`` or ``'cuda'``.
+        threads: Number of threads.
+        train: Whether the model is trained.
+        before_runtime: Function called after a model was exported, before its runtime loads the file.
+    """
+
+    example: Any
     precision: str
     device: str
     threads: int
     train: bool
-    before_runtime: Callable[[], None] = lambda: None  # called when a file is written and about to be loaded
+    before_runtime: Callable[[], None] = lambda: None
 
 
 Subject = Backbone | WholeModel
 
 
-def _eager(subject: Subject, setting: Setting) -> None:
-    """The model as it is built."""
-
-
 def _deploy(subject: Subject, setting: Setting) -> None:
-    from mmcasvit.models.deploy import deploy
-
-    if not subject.is_casvit:
+    if not subject.deployable:
         raise NotApplicable('only a CAS-ViT has a deploy form')
     if setting.train:
         raise NotApplicable('the deploy form cannot be trained')
@@ -47,12 +52,11 @@ def _deploy(subject: Subject, setting: Setting) -> None:
 
 
 def _channels_last(subject: Subject, setting: Setting) -> None:
-    # The hook knows which operators must not see such maps; it asks nothing of its runner but the model.
     to_channels_last(subject.module)
 
 
 def _compiled(subject: Subject, setting: Setting) -> None:
-    # Variants of one class share the code that is compiled, and the default limit is a handful of them.
+    # All variants of a class share one compiled function, whose default limit is a handful of recompilations.
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 512)
@@ -66,7 +70,7 @@ def _compiled(subject: Subject, setting: Setting) -> None:
 
 
 class _Runtime(nn.Module):
-    """An exported graph behind the call of a module."""
+    """Module that runs an exported graph."""
 
     def __init__(self, run: Callable):
         super().__init__()
@@ -77,30 +81,34 @@ class _Runtime(nn.Module):
 
 
 def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Callable[[Subject, Setting], None]:
-    """The form of a subject that was written in a format of :mod:`mmcasvit.exporting` and is run from the file."""
+    """Return a step that exports a backbone and runs it from the file.
+
+    Args:
+        name: Name of the runtime.
+        format_name: Key of :data:`mmcasvit.export.formats.FORMATS`.
+        precisions: Precisions in which the runtime has convolutions.
+    """
 
     def apply(subject: Subject, setting: Setting) -> None:
         if isinstance(subject, WholeModel):
-            raise NotApplicable(f'{name} runs backbones alone here')
+            raise NotApplicable(f'{name} runs only backbones here')
         if setting.train or setting.device != 'cpu':
-            raise NotApplicable(f'{name} is measured for inference on the CPU')
+            raise NotApplicable(f'{name} is measured only for inference on the CPU')
         if setting.precision not in precisions:
             raise NotApplicable(f'{name} has no {setting.precision} convolutions here')
-        if setting.precision == 'int8':
-            check_quantiser()
-        known, example = FILES[format_name], setting.example
-        int8 = setting.precision == 'int8'
-        signature = Signature(
-            format_name, 'backbone', tuple(example.shape[2:]), precision='fp32' if int8 else setting.precision
-        )
+        known, example, int8 = FILES[format_name], setting.example, setting.precision == 'int8'
+        if int8:
+            check_quantizer()
+        precision = 'fp32' if int8 else setting.precision
+        signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=precision)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, 'model').with_suffix(known.suffix)
             known.write(subject.module, example, signature, path)
             if int8:
-                full, path = path, path.with_stem('quantised')
-                quantise(full, path, [example])  # noise does: what it is calibrated on does not change its speed
+                full, path = path, path.with_stem('quantized')
+                quantize(full, path, [example])  # the calibration data does not change the speed, so noise will do
             setting.before_runtime()
-            subject.module = _Runtime(known.run(path, setting.threads)[1])
+            subject.module = _Runtime(known.load(path, setting.threads)[1])
 
     return apply
 
@@ -110,9 +118,9 @@ class Form:
     """One step of a form.
 
     Attributes:
-        apply: changes the module of a subject.
-        packages: what must be installed for it.
-        exported: nothing can follow it, and the weights are in the precision that the runtime was told.
+        apply: Function that changes the module of a subject.
+        packages: Names of the packages it needs.
+        exported: Whether it runs outside of PyTorch. Then no step can follow it, and the runtime sets the precision.
     """
 
     apply: Callable[[Subject, Setting], None]
@@ -121,7 +129,7 @@ class Form:
 
 
 FORMS: dict[str, Form] = dict(
-    eager=Form(_eager),
+    eager=Form(lambda subject, setting: None),
     deploy=Form(_deploy),
     channels_last=Form(_channels_last),
     compiled=Form(_compiled),
@@ -133,10 +141,10 @@ FORMS: dict[str, Form] = dict(
 
 
 def parse_form(form: str) -> list[Form]:
-    """The steps of a form.
+    """Return the steps of a form.
 
     Raises:
-        UsageError: an unknown step, one at a place where it cannot stand, or one whose packages are not installed.
+        UsageError: If a step is unknown, cannot stand where it does, or needs packages that are not installed.
     """
     names = form.split('+')
     for place, name in enumerate(names):
@@ -145,7 +153,7 @@ def parse_form(form: str) -> list[Form]:
         if FORMS[name].exported and place < len(names) - 1:
             raise UsageError(f'form {form}: nothing can follow {name}.')
         if FORMS[name].exported and 'compiled' in names:
-            raise UsageError(f'form {form}: {name} compiles by itself, and cannot take what PyTorch has compiled.')
+            raise UsageError(f'form {form}: {name} compiles by itself, and cannot run what PyTorch has compiled.')
         missing = [package for package in FORMS[name].packages if importlib.util.find_spec(package) is None]
         if missing:
             raise UsageError(f'form {name} needs {", ".join(missing)}: pip install "mmcasvit[benchmark]"')

@@ -1,34 +1,34 @@
-"""Loss curves of one recipe in several precisions and forms, from the same weights over the same batches."""
+"""Loss curves of a config in several precisions and forms, from the same weights over the same batches."""
 
 import copy
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from mmengine.runner import Runner
 from torch import Tensor
 
-from mmcasvit.utils.errors import Enough, TrainingTooShort
 from mmcasvit.utils.timing import DTYPES
+
+from .training import run_steps, training_runner
 
 VARIANTS = ('fp32', 'bf16', 'fp16', 'channels_last', 'compile')
 
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAutocastOptimWrapper(OptimWrapper):
-    """Runs backbone and neck under autocast on a CPU, where mmengine's AmpOptimWrapper refuses to be built.
+    """Optimizer wrapper that runs backbone and neck under autocast on a CPU.
 
-    The heads stay in fp32, since mmcv's operators for the CPU know no other precision.
+    It stands in for mmengine's ``AmpOptimWrapper``, which needs a GPU. The heads stay in fp32, because mmcv's operators
+    for the CPU support only fp32.
 
     Args:
-        dtype: 'float16', with scaled gradients, or 'bfloat16', without.
+        dtype: ``'float16'``, with scaled gradients, or ``'bfloat16'``.
     """
 
     def __init__(self, dtype: str, **kwargs):
@@ -64,22 +64,8 @@ class CPUAutocastOptimWrapper(OptimWrapper):
         self.scaler.update()
 
 
-class _RecordHook(Hook):
-    """Keeps the loss of every step and ends the run after some."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, steps: int):
-        self.steps, self.losses = steps, []
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        self.losses.append(float(outputs['loss']))
-        if len(self.losses) == self.steps:
-            raise Enough
-
-
 def variant_of(cfg: Config, variant: str, seed: int) -> Config:
-    """A copy of a training config in one of :data:`VARIANTS`, seeded, its data loaded in the process itself."""
+    """Return a copy of a training config in one of :data:`VARIANTS`, with a seed and without worker processes."""
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(seed=seed)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
@@ -103,34 +89,42 @@ def variant_of(cfg: Config, variant: str, seed: int) -> Config:
     return cfg
 
 
-def record_losses(runner: Runner, steps: int) -> list[float]:
-    """Trains for some steps.
-
-    Args:
-        runner: built, not yet trained.
-        steps: how many.
+def record_curves(
+    cfgs: Mapping[str, Config], variants: Sequence[str], steps: int, seed: int, tell: Callable[[str], None]
+) -> dict[str, dict[str, list[float]]]:
+    """Train every config in every variant for a number of steps.
 
     Returns:
-        The loss of each.
+        The loss of every step of each config and variant.
 
     Raises:
-        TrainingTooShort: as it says.
+        UsageError: If the training of a config has fewer steps.
     """
-    hook = _RecordHook(steps)
-    runner.register_hook(hook)
-    try:
-        runner.train()
-    except Enough:
-        return hook.losses
-    raise TrainingTooShort(len(hook.losses), steps)
+    curves = {name: {} for name in cfgs}
+    for name, cfg in cfgs.items():
+        for variant in variants:
+            tell(f'{name}: {variant}')
+            with training_runner(variant_of(cfg, variant, seed)) as runner:
+                curves[name][variant] = run_steps(runner, steps, lambda outputs: float(outputs['loss']))
+    return curves
+
+
+def loss_rows(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, object]]:
+    """Return one row per step of each config and variant."""
+    return [
+        {'recipe': name, 'variant': variant, 'step': number, 'loss': loss}
+        for name, variants in curves.items()
+        for variant, losses in variants.items()
+        for number, loss in enumerate(losses, 1)
+    ]
 
 
 def loss_table(curves: dict[str, list[float]], windows: int = 5) -> list[dict[str, object]]:
-    """Mean losses over equal parts of the training, a row for each curve, and how far each is from the first curve.
+    """Return one row per curve: its mean losses over equal parts of the training, and its distance from the first.
 
     Args:
-        curves: of each variant the loss of every step; the first is what the others are held against.
-        windows: the number of parts, fewer where there are fewer steps.
+        curves: Losses of every step of each variant. The first variant is the reference.
+        windows: Number of parts, if there are as many steps.
     """
     steps = len(next(iter(curves.values())))
     windows = min(windows, steps)

@@ -1,17 +1,21 @@
-"""Which groups of operators a pass spends its time in, and how near each comes to the machine's limits."""
+"""Time of a pass by groups of operators, next to the limits of the machine."""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmcasvit.utils.timing import spread
+from mmcasvit.utils.errors import NotApplicable, UsageError
+from mmcasvit.utils.tables import markdown
+from mmcasvit.utils.timing import Timer, copy_limit, machine, matmul_limit, spread, timed, use_threads
 
+from .comparison import clock_in_words
 from .counts import FLOPS, nbytes
+from .preparation import prepare
+from .variants import Variant, check_all
 
 _POOLS = ('pool', 'mean', 'sum')
 _NORMS = ('norm',)
@@ -20,7 +24,14 @@ _ACTIVATIONS = ('gelu', 'relu', 'sigmoid', 'silu', 'hardswish', 'hardtanh', 'sof
 
 @dataclass
 class Group:
-    """What one group of operators needs in a pass; bytes as every operator reads its inputs and writes its outputs."""
+    """Cost of one group of operators in a pass.
+
+    Attributes:
+        calls: Number of calls.
+        seconds: Time of all calls.
+        macs: Multiply-adds.
+        traffic: Bytes that the operators read and write, without any fusion.
+    """
 
     calls: int = 0
     seconds: float = 0.0
@@ -29,7 +40,7 @@ class Group:
 
 
 def group_of(name: str, args: tuple) -> str:
-    """The group of an operator by its name in PyTorch, convolutions by the shape of their weights."""
+    """Return the group of an operator by its name in PyTorch, and of a convolution by the shape of its weights."""
     if 'convolution' in name or 'conv2d' in name:
         weights = [arg for arg in args if isinstance(arg, Tensor) and arg.dim() == 4]
         if len(weights) < 2:
@@ -49,7 +60,7 @@ def group_of(name: str, args: tuple) -> str:
 
 
 class OperatorTimer(TorchDispatchMode):
-    """Times every operator by itself. What a GPU is asked for is waited for each time."""
+    """Mode that times every operator by itself. On a GPU it waits for each operator."""
 
     def __init__(self, device: str, clock: Callable[[], float]):
         super().__init__()
@@ -61,21 +72,11 @@ class OperatorTimer(TorchDispatchMode):
         packet = func._overloadpacket
         with self:
             parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:  # made of others, which were timed by themselves
+        if parts is not NotImplemented:  # composed of operators that were timed one by one
             return parts
         if func.is_view:
             return func(*args, **kwargs)
-        if self.device == 'cuda':
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            result = func(*args, **kwargs)
-            end.record()
-            end.synchronize()
-            seconds = start.elapsed_time(end) / 1000
-        else:
-            began = self.clock()
-            result = func(*args, **kwargs)
-            seconds = self.clock() - began
+        result, seconds = timed(lambda: func(*args, **kwargs), self.device, self.clock)
         group = self.groups[group_of(packet.__name__, args)]
         group.calls += 1
         group.seconds += seconds
@@ -88,14 +89,19 @@ class OperatorTimer(TorchDispatchMode):
 def time_operators(
     run: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Group]:
-    """One pass, operator by operator; for the clock see :class:`mmcasvit.benchmarking.measuring.Timer`."""
+    """Time one pass operator by operator; see :class:`mmcasvit.utils.timing.Timer` for the clock."""
     with OperatorTimer(device, clock) as timer:
         run()
     return dict(timer.groups)
 
 
 def operator_table(passes: list[dict[str, Group]], macs_per_second: float, bytes_per_second: float) -> list[dict]:
-    """Median of each group over some passes, its share, and its time against the larger of its two limits."""
+    """Return one row per group: its median time over passes, its share, and how near it comes to its limit.
+
+    Args:
+        passes: Groups of each pass, see :func:`time_operators`.
+        macs_per_second, bytes_per_second: Measured limits of the machine. The larger of the two times counts.
+    """
     medians = {}
     for name in dict.fromkeys(name for groups in passes for name in groups):
         medians[name] = spread([groups[name].seconds for groups in passes if name in groups]).median
@@ -119,3 +125,39 @@ def operator_table(passes: list[dict[str, Group]], macs_per_second: float, bytes
             }
         )
     return rows
+
+
+def operators_text(variant: Variant, rounds: int, clock: Callable[[], float] = time.perf_counter) -> str:
+    """Measure a variant operator by operator, in turns with the limits of the machine, and return the table.
+
+    Args:
+        variant: Variant in a form that consists of eager, deploy and channels_last.
+        rounds: Number of passes.
+        clock: See :class:`mmcasvit.utils.timing.Timer`.
+
+    Raises:
+        UsageError: If the variant cannot be measured.
+    """
+    if any(step not in ('eager', 'deploy', 'channels_last') for step in variant.form.split('+')):
+        raise UsageError(f'--form {variant.form}: operators can be told apart only in eager, deploy and channels_last.')
+    check_all([variant], {variant.model})
+    try:
+        prepared = prepare(variant)
+    except NotApplicable as reason:
+        raise UsageError(f'{variant}: {reason}') from reason
+    device, threads = variant.device, variant.threads
+    limits = matmul_limit(device, variant.precision), copy_limit(device)
+    timers = [Timer(limit.run, device, threads, clock=clock) for limit in limits]
+    passes, rates = [], []
+    with use_threads(threads):
+        prepared.run()
+        for _ in range(rounds):
+            prepared.run()
+            passes.append(time_operators(prepared.run, device, clock))
+            rates.append([limit.amount / timer() for limit, timer in zip(limits, timers)])
+    macs, moved = (spread(rate).median for rate in zip(*rates))
+    return (
+        f'{variant}; {clock_in_words(clock)}medians of {rounds} passes on {machine([device])}. Limits in the same '
+        f'rounds: {macs / 1e9:.0f} GMAC/s and {moved / 1e9:.1f} GB/s.\n\n'
+        + markdown(operator_table(passes, macs, moved))
+    )

@@ -1,131 +1,128 @@
-"""Tables, files and plots of what was measured."""
+"""Plots of measurements."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .published import METRICS, PUBLISHED
 
 CASVIT_FAMILY = ('xs', 's', 'm', 't')
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+_STYLE = {
+    'font.size': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.axisbelow': True,
+    'grid.color': '#dddddd',
+    'legend.frameon': False,
+}
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    pyplot.rcParams.update(
-        {
-            'font.size': 9,
-            'axes.spines.top': False,
-            'axes.spines.right': False,
-            'axes.axisbelow': True,
-            'grid.color': '#dddddd',
-            'legend.frameon': False,
-        }
-    )
-    return pyplot
+@contextmanager
+def _figure(path: str | Path, title: str = '', **settings) -> Iterator[Figure]:
+    """Yield an empty figure and write it to a file at the end."""
+    with rc_context(_STYLE):
+        figure = Figure(**settings)
+        yield figure
+        if title:
+            figure.suptitle(title, fontsize=9, x=0.01, ha='left')
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, bbox_inches='tight')
 
 
-def _save(figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches='tight')
-    _pyplot().close(figure)
-
-
-def plot_times(path: str | Path, rows: Sequence[Mapping[str, object]], labels: Sequence[str], title: str) -> None:
-    """One bar a row: the median, whiskers at the quartiles, a tick where the machine's limit lies.
+def plot_times(path: str | Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], title: str) -> None:
+    """Plot one bar per row: the median with whiskers at the quartiles, and a tick at the limit of the machine.
 
     Args:
-        rows: with ``seconds`` (a :class:`Spread`) and ``bound_ms``.
-        labels: one a row.
+        path: Image file to write.
+        rows: Rows of :func:`.comparison.measure`.
+        labels: One label per row.
+        title: Title of the figure.
     """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(7.5, 0.8 + 0.27 * len(rows)))
-    places = range(len(rows))
-    medians = [row['seconds'].median * 1000 for row in rows]
-    whiskers = [
-        [(row['seconds'].median - row['seconds'].low) * 1000 for row in rows],
-        [(row['seconds'].high - row['seconds'].median) * 1000 for row in rows],
-    ]
-    models = list(dict.fromkeys(row['model'] for row in rows))
-    shades = (
-        [_COLOURS[0] if row['library'] == 'mmcasvit' else '#999999' for row in rows]
-        if len(models) > 1
-        else [_COLOURS[0]] * len(rows)
-    )
-    axes.barh(places, medians, color=shades, height=0.7)
-    axes.errorbar(medians, places, xerr=whiskers, fmt='none', ecolor='#333333', elinewidth=0.8, capsize=2)
-    axes.plot(
-        [row['bound_ms'] for row in rows],
-        places,
-        '|',
-        color='#d55e00',
-        markersize=10,
-        markeredgewidth=2,
-        label='the larger of the two limits',
-    )
-    axes.set_yticks(places, labels)
-    axes.invert_yaxis()
-    axes.set_xlim(0)
-    axes.set_xlabel('ms a pass')
-    axes.set_title(title, loc='left', fontsize=9, pad=24)
-    axes.grid(axis='x')
-    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    _save(figure, path)
+    with _figure(path, figsize=(7.5, 0.8 + 0.27 * len(rows))) as figure:
+        axes = figure.subplots()
+        places = range(len(rows))
+        medians = [row['seconds'].median * 1000 for row in rows]
+        whiskers = [
+            [(row['seconds'].median - row['seconds'].low) * 1000 for row in rows],
+            [(row['seconds'].high - row['seconds'].median) * 1000 for row in rows],
+        ]
+        one_model = len({row['model'] for row in rows}) == 1
+        colors = [_COLORS[0] if one_model or row['library'] == 'mmcasvit' else '#999999' for row in rows]
+        axes.barh(places, medians, color=colors, height=0.7)
+        axes.errorbar(medians, places, xerr=whiskers, fmt='none', ecolor='#333333', elinewidth=0.8, capsize=2)
+        axes.plot(
+            [row['bound_ms'] for row in rows],
+            places,
+            '|',
+            color='#d55e00',
+            markersize=10,
+            markeredgewidth=2,
+            label='the larger of the two limits',
+        )
+        axes.set_yticks(places, labels)
+        axes.invert_yaxis()
+        axes.set_xlim(0)
+        axes.set_xlabel('ms per pass')
+        axes.set_title(title, loc='left', fontsize=9, pad=24)
+        axes.grid(axis='x')
+        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
-def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, object]], title: str) -> None:
-    """Published accuracy against measured time, a row of panels for each form and a column for each metric."""
-    pyplot = _pyplot()
-    from matplotlib.ticker import LogLocator, NullLocator
-
+def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Plot published accuracy against measured time, with one row of panels per form and one column per metric."""
     forms = list(dict.fromkeys(row['form'] for row in rows))
-    figure, grid = pyplot.subplots(
-        len(forms), len(METRICS), figsize=(4.6 * len(METRICS), 3.5 * len(forms)), squeeze=False, layout='constrained'
-    )
-    for form, panels in zip(forms, grid):
-        for (metric, name), axes in zip(METRICS.items(), panels):
-            points = [
-                (row['seconds'].median * 1000, getattr(PUBLISHED[row['model']], metric), row['model'])
-                for row in rows
-                if row['form'] == form
-                and row['model'] in PUBLISHED
-                and getattr(PUBLISHED[row['model']], metric) is not None
-            ]
-            family = sorted(point for point in points if point[2] in CASVIT_FAMILY)
-            others = [point for point in points if point[2] not in CASVIT_FAMILY]
-            axes.plot(*list(zip(*family))[:2] if family else ([], []), 'o-', color=_COLOURS[0], label='CAS-ViT')
-            axes.plot(*list(zip(*others))[:2] if others else ([], []), 'o', color='#888888', label='other libraries')
-            for (x, y, model), (place, anchor) in zip(points, _label_places(points)):
-                axes.annotate(
-                    model,
-                    (x, y),
-                    xytext=place,
-                    textcoords='offset points',
-                    fontsize=7,
-                    **anchor,
-                    color=_COLOURS[0] if model in CASVIT_FAMILY else '#555555',
+    size = 4.6 * len(METRICS), 3.5 * len(forms)
+    with _figure(path, title, figsize=size, layout='constrained') as figure:
+        grid = figure.subplots(len(forms), len(METRICS), squeeze=False)
+        for form, panels in zip(forms, grid):
+            for (metric, name), axes in zip(METRICS.items(), panels):
+                points = [
+                    (row['seconds'].median * 1000, getattr(PUBLISHED[row['model']], metric), row['model'])
+                    for row in rows
+                    if row['form'] == form
+                    and row['model'] in PUBLISHED
+                    and getattr(PUBLISHED[row['model']], metric) is not None
+                ]
+                family = sorted(point for point in points if point[2] in CASVIT_FAMILY)
+                others = [point for point in points if point[2] not in CASVIT_FAMILY]
+                axes.plot(*list(zip(*family))[:2] if family else ([], []), 'o-', color=_COLORS[0], label='CAS-ViT')
+                axes.plot(
+                    *list(zip(*others))[:2] if others else ([], []), 'o', color='#888888', label='other libraries'
                 )
-            axes.set_xscale('log')
-            axes.margins(0.12)
-            axes.grid(which='both')
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter('{x:g}')
-            axes.set_xlabel(f'ms a pass, measured ({form})')
-            axes.set_ylabel(f'{name}, published', fontsize=8)
-    grid[0][0].legend(loc='lower right')
-    figure.suptitle(title, fontsize=9, x=0.01, ha='left')
-    _save(figure, path)
+                for (x, y, model), (place, anchor) in zip(points, _label_places(points)):
+                    axes.annotate(
+                        model,
+                        (x, y),
+                        xytext=place,
+                        textcoords='offset points',
+                        fontsize=7,
+                        **anchor,
+                        color=_COLORS[0] if model in CASVIT_FAMILY else '#555555',
+                    )
+                axes.set_xscale('log')
+                axes.margins(0.12)
+                axes.grid(which='both')
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter('{x:g}')
+                axes.set_xlabel(f'ms per pass, measured ({form})')
+                axes.set_ylabel(f'{name}, published', fontsize=8)
+        grid[0][0].legend(loc='lower right')
 
 
 def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tuple[int, int], dict]]:
-    """Where names go: above the points of the family, else to the right, or left where another point is near there."""
+    """Return the offset and alignment of each label.
+
+    Labels of the family stand above their points. Others stand on the right, or on the left if the right is crowded.
+    """
     places = []
     for x, y, model in points:
         crowded = any(
@@ -142,38 +139,39 @@ def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tupl
     return places
 
 
-def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, object]], metric: str) -> None:
-    """A metric of each variant, every seed a dot and their mean a line, and the means against the time.
+def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Plot a metric of each variant by seed with its mean, and the means against the time.
 
     Args:
-        rows: with ``variant``, ``values`` (one a seed), ``mean`` and ``seconds`` (a :class:`Spread`).
+        path: Image file to write.
+        rows: Rows with ``variant``, ``values`` (one per seed), ``mean`` and ``seconds`` (a :class:`Spread`).
+        metric: Name of the metric.
     """
-    pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 1 + 0.35 * max(5, len(rows))), layout='constrained')
-    places = range(len(rows))
-    for place, row in zip(places, rows):
-        colour = f'C{place}'  # names beside the points of the right would lie over each other
-        left.plot(row['values'], [place] * len(row['values']), 'o', color=colour, alpha=0.5, markersize=5)
-        left.plot([row['mean']] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2)
-        right.plot(row['seconds'].median * 1000, row['mean'], 'o', color=colour, markersize=7)
-    left.set_yticks(places, [row['variant'] for row in rows])
-    for place, name in zip(places, left.get_yticklabels()):
-        name.set_color(f'C{place}')
-    left.invert_yaxis()
-    left.set_xlabel(f'{metric}: every seed (dots) and their mean (line)')
-    left.grid(axis='x')
-    right.set_xscale('log')
-    right.minorticks_off()
-    right.set_xticks(*_round_ticks([row['seconds'].median * 1000 for row in rows]))
-    right.margins(0.15)
-    right.set_xlabel('ms of the backbone')
-    right.set_ylabel(f'mean {metric}')
-    right.grid()
-    _save(figure, path)
+    with _figure(path, figsize=(9, 1 + 0.35 * max(5, len(rows))), layout='constrained') as figure:
+        left, right = figure.subplots(1, 2)
+        places = range(len(rows))
+        for place, row in zip(places, rows):
+            color = f'C{place}'  # labels next to the points on the right would overlap
+            left.plot(row['values'], [place] * len(row['values']), 'o', color=color, alpha=0.5, markersize=5)
+            left.plot([row['mean']] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+            right.plot(row['seconds'].median * 1000, row['mean'], 'o', color=color, markersize=7)
+        left.set_yticks(places, [row['variant'] for row in rows])
+        for place, name in zip(places, left.get_yticklabels()):
+            name.set_color(f'C{place}')
+        left.invert_yaxis()
+        left.set_xlabel(f'{metric}: every seed (dots) and their mean (line)')
+        left.grid(axis='x')
+        right.set_xscale('log')
+        right.minorticks_off()
+        right.set_xticks(*_round_ticks([row['seconds'].median * 1000 for row in rows]))
+        right.margins(0.15)
+        right.set_xlabel('ms of the backbone')
+        right.set_ylabel(f'mean {metric}')
+        right.grid()
 
 
 def _round_ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
-    """Numbers that begin with 1, 2 or 5 around positive values, and how they are written."""
+    """Return numbers that begin with 1, 2 or 5 around positive values, and their labels."""
     powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     ticks = [tick for tick in ticks if min(values) / 2 < tick < max(values) * 2]
@@ -186,66 +184,62 @@ def plot_scaling(
     exponents: Mapping[str, Mapping[str, float]],
     title: str,
 ) -> None:
-    """How several quantities grow with the pixels, a panel for each, both axes logarithmic.
+    """Plot quantities against the number of pixels, with one panel per quantity and logarithmic axes.
 
     Args:
-        curves: of each quantity, of each model, its points.
-        exponents: of each quantity, of each model, the fitted exponent.
+        path: Image file to write.
+        curves: Points of each quantity and model.
+        exponents: Fitted exponent of each quantity and model.
+        title: Title of the figure.
     """
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(
-        1, len(curves), figsize=(3.4 * len(curves), 3.3), squeeze=False, layout='constrained'
-    )
-    for (quantity, models), axes in zip(curves.items(), panels[0]):
-        for colour, (model, points) in zip(_COLOURS, models.items()):
-            axes.plot(
-                *zip(*points),
-                'o-',
-                color=colour,
-                markersize=4,
-                label=f'{model}: pixels^{exponents[quantity][model]:.2f}',
-            )
-        axes.set_xscale('log')
-        axes.set_yscale('log')
-        sides = sorted({round(x**0.5) for points in models.values() for x, _ in points})
-        axes.set_xticks([side**2 for side in sides], [str(side) for side in sides], fontsize=7, rotation=45)
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter('{x:g}')
-        axes.grid()
-        axes.set_xlabel('side of the square image, pixels')
-        axes.set_title(quantity, fontsize=9)
-        axes.legend(fontsize=7)
-    figure.suptitle(title, fontsize=9, x=0.01, ha='left')
-    _save(figure, path)
+    with _figure(path, title, figsize=(3.4 * len(curves), 3.3), layout='constrained') as figure:
+        panels = figure.subplots(1, len(curves), squeeze=False)
+        for (quantity, models), axes in zip(curves.items(), panels[0]):
+            for color, (model, points) in zip(_COLORS, models.items()):
+                axes.plot(
+                    *zip(*points),
+                    'o-',
+                    color=color,
+                    markersize=4,
+                    label=f'{model}: pixels^{exponents[quantity][model]:.2f}',
+                )
+            axes.set_xscale('log')
+            axes.set_yscale('log')
+            sides = sorted({round(x**0.5) for points in models.values() for x, _ in points})
+            axes.set_xticks([side**2 for side in sides], [str(side) for side in sides], fontsize=7, rotation=45)
+            axes.minorticks_off()
+            axes.yaxis.set_major_formatter('{x:g}')
+            axes.grid()
+            axes.set_xlabel('side of the square image, pixels')
+            axes.set_title(quantity, fontsize=9)
+            axes.legend(fontsize=7)
 
 
 def plot_losses(
     path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]], title: str, smooth: int = 10
 ) -> None:
-    """Losses step by step, a panel for each recipe and a line for each variant.
+    """Plot losses by step, with one panel per recipe and one line per variant.
 
     Args:
-        curves: of each recipe, of each variant, the loss of every step.
-        smooth: a point is the mean of so many steps.
+        path: Image file to write.
+        curves: Losses of every step of each recipe and variant.
+        title: Title of the figure.
+        smooth: Number of steps over which each point is averaged.
     """
-    pyplot = _pyplot()
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
-    figure, panels = pyplot.subplots(
-        rows, columns, figsize=(4.6 * columns, 3 * rows), squeeze=False, layout='constrained'
-    )
-    for (recipe, variants), axes in zip(curves.items(), panels.flat):
-        for colour, (variant, losses) in zip(_COLOURS, variants.items()):
-            width = min(smooth, len(losses))
-            means = np.convolve(losses, np.ones(width) / width, mode='valid')
-            axes.plot(range(width, len(losses) + 1), means, color=colour, linewidth=1.2, label=variant)
-        axes.set_title(recipe, fontsize=9)
-        axes.set_xlabel('step')
-        axes.set_ylabel(f'loss, mean of {smooth} steps')
-        axes.set_ylim(0)
-        axes.grid()
-    for axes in panels.flat[len(curves) :]:
-        axes.remove()
-    panels.flat[0].legend()
-    figure.suptitle(title, fontsize=9, x=0.01, ha='left')
-    _save(figure, path)
+    with _figure(path, title, figsize=(4.6 * columns, 3 * rows), layout='constrained') as figure:
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for (recipe, variants), axes in zip(curves.items(), panels.flat):
+            for color, (variant, losses) in zip(_COLORS, variants.items()):
+                width = min(smooth, len(losses))
+                means = np.convolve(losses, np.ones(width) / width, mode='valid')
+                axes.plot(range(width, len(losses) + 1), means, color=color, linewidth=1.2, label=variant)
+            axes.set_title(recipe, fontsize=9)
+            axes.set_xlabel('step')
+            axes.set_ylabel(f'loss, mean of {smooth} steps')
+            axes.set_ylim(0)
+            axes.grid()
+        for axes in panels.flat[len(curves) :]:
+            axes.remove()
+        panels.flat[0].legend()

@@ -1,7 +1,7 @@
-"""Published accuracy of backbones under the recipes of this project, each figure with its source.
+"""Published accuracy of backbones under the recipes of this project, with sources.
 
-Mask R-CNN: FPN, 12 epochs, COCO val2017, single scale. Semantic FPN: ADE20K val, single scale. Recipes differ in batch
-size (16 or 32) and learning rate, pretraining in its length and in distillation: the sources tell.
+Mask R-CNN: FPN, 12 epochs, COCO val2017, single scale. Semantic FPN: ADE20K val, single scale. The recipes differ in
+batch size (16 or 32) and learning rate, and the pretraining differs in length and distillation; see the sources.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """Figures in percent; None where none was published.
+    """Published figures of a backbone in percent, or None.
 
     Attributes:
-        box_ap, mask_ap: Mask R-CNN 1x on COCO val2017.
-        miou: Semantic FPN on ADE20K val.
-        source: where the figures stand.
+        box_ap, mask_ap: AP of Mask R-CNN 1x on COCO val2017.
+        miou: Mean IoU of Semantic FPN on ADE20K val.
+        source: Publication of the figures.
     """
 
     box_ap: float | None
@@ -43,5 +43,5 @@ PUBLISHED: dict[str, Published] = {
     'pvtv2-b1': Published(41.8, 38.8, 42.5, _PVT),
     'swin-t': Published(42.7, 39.3, None, 'model zoo of MMDetection, mask-rcnn_swin-t-p4-w7_fpn_1x_coco'),
 }
-# What is drawn on the axis of accuracy.
+# Fields that are plotted against the time, with the labels of their axes.
 METRICS = dict(box_ap='Mask R-CNN 1x, COCO box AP', miou='Semantic FPN, ADE20K mIoU')

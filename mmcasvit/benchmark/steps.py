@@ -1,4 +1,4 @@
-"""Where a training step of mmengine's runner spends its time."""
+"""Time of a training step of mmengine's runner by its parts."""
 
 import functools
 import statistics
@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmcasvit.utils.errors import Enough, TrainingTooShort
 from mmcasvit.utils.timing import spread, synchronize
+
+from .training import run_steps
 
 LOADING, PREPROCESSING, HOOKS, OPTIMIZER = 'data loading', 'preprocessing', 'hooks and logging', 'optimizer'
 LOSSES, LOOP = 'rest of the forward pass', 'rest of the loop'
@@ -22,16 +22,20 @@ BACKWARD = 'backward'
 
 
 class Stopwatch:
-    """Gives every moment to the innermost part that is running then, so that the parts add up to the whole.
+    """Stopwatch that assigns time to the innermost running part, so that the parts add up to the whole.
 
-    Under CUDA each change of part waits for the device: the parts are right, and the whole is slower than without.
+    On a GPU, each change of part waits for the device. The parts are right, and the whole is slower than usual.
+
+    Args:
+        device: ``'cpu'`` or ``'cuda'``.
+        clock: Function that returns seconds.
     """
 
     def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter):
         self.device, self.clock = device, clock
         self.running: list[str] = []
         self.seconds: dict[str, float] = defaultdict(float)
-        self.last = None
+        self.last: float | None = None
 
     def _change(self) -> None:
         synchronize(self.device)
@@ -42,6 +46,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Count the time inside the context as that of a part."""
         self._change()
         self.running.append(name)
         try:
@@ -51,17 +56,19 @@ class Stopwatch:
             self.running.pop()
 
     def rename(self, name: str) -> None:
-        """From now on the innermost part is another one."""
+        """Replace the innermost part by another one from now on."""
         self._change()
         self.running[-1] = name
 
     def take(self) -> dict[str, float]:
-        """What has been counted since the last time."""
+        """Return the seconds of each part since the last call."""
         self._change()
         taken, self.seconds = dict(self.seconds), defaultdict(float)
         return taken
 
     def wrap(self, function: Callable, name: str) -> Callable:
+        """Return a function whose calls count as a part."""
+
         @functools.wraps(function)
         def wrapped(*args, **kwargs):
             with self.part(name):
@@ -70,7 +77,7 @@ class Stopwatch:
         return wrapped
 
     def watch_module(self, module: nn.Module, name: str) -> None:
-        """Counts the forward passes of a module, and from its outputs' first gradient on its backward pass."""
+        """Count the forward passes of a module, and its backward pass from the first gradient of an output on."""
         open_parts = []
 
         def enter(*_):
@@ -96,7 +103,7 @@ class Stopwatch:
 
 
 class _TimedLoader:
-    """A data loader, or an iterator of one, whose waiting is counted."""
+    """Data loader, or its iterator, whose waiting time is counted."""
 
     def __init__(self, loader, watch: Stopwatch):
         self._loader, self._watch = loader, watch
@@ -116,29 +123,11 @@ class _TimedLoader:
             return next(self._loader)
 
 
-class _MeasureHook(Hook):
-    """Instruments the runner once all of it is built, takes what was counted after each step, and ends the run."""
-
-    priority = 'LOWEST'  # so that what the other hooks do after a step counts to this step
-
-    def __init__(self, watch: Stopwatch, steps: int):
-        self.watch, self.steps = watch, steps
-        self.taken, self.order = [], []
-
-    def before_train(self, runner: Runner) -> None:
-        self.order = instrument(runner, self.watch)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        self.taken.append(self.watch.take())
-        if len(self.taken) == self.steps:
-            raise Enough
-
-
 def instrument(runner: Runner, watch: Stopwatch) -> list[str]:
-    """Has a runner count its parts.
+    """Make a runner count the time of its parts.
 
     Returns:
-        The parts in the order in which a step comes to them, ``backward: ...`` in reverse.
+        The names of the parts in the order of a step.
     """
     model: BaseModel = runner.model
     forward = [PREPROCESSING]
@@ -186,42 +175,39 @@ def instrument(runner: Runner, watch: Stopwatch) -> list[str]:
 
 
 def measure_steps(runner: Runner, steps: int, warmup: int) -> tuple[list[dict[str, float]], list[str]]:
-    """Trains for some steps and counts the seconds of their parts.
+    """Train for a number of steps and count the seconds of their parts.
 
     Args:
-        runner: built, not yet trained.
-        steps: how many to count.
-        warmup: how many to leave out before.
+        runner: Runner that was built and not trained yet.
+        steps: Number of steps to count.
+        warmup: Number of steps before these.
 
     Returns:
-        For each step the seconds of each part, and the names of the parts in order.
+        The seconds of each part for each step, and the names of the parts in the order of a step.
 
     Raises:
-        TrainingTooShort: as it says.
+        TrainingTooShort: If the training has fewer steps.
     """
-    watch = Stopwatch('cuda' if next(runner.model.parameters()).is_cuda else 'cpu')
-    hook = _MeasureHook(watch, steps + warmup)
-    runner.register_hook(hook)
-    try:
-        with watch.part(LOOP):
-            runner.train()
-    except Enough:
-        return hook.taken[warmup:], hook.order
-    raise TrainingTooShort(len(hook.taken), steps + warmup)
+    watch, order = Stopwatch('cuda' if next(runner.model.parameters()).is_cuda else 'cpu'), []
+    with watch.part(LOOP):
+        taken = run_steps(
+            runner, steps + warmup, lambda outputs: watch.take(), lambda: order.extend(instrument(runner, watch))
+        )
+    return taken[warmup:], order
 
 
 def step_table(steps: list[dict[str, float]], order: list[str]) -> list[dict[str, object]]:
-    """Mean milliseconds and share of each part, quartiles over the steps, and a line for the whole."""
+    """Return the mean time and share of each part with quartiles over the steps, and a last row for the whole."""
     total = statistics.mean(sum(step.values()) for step in steps)
     seen = set().union(*steps)
     rows = []
     for part in [*order, *sorted(seen - set(order))]:
         if part in seen:
-            rows.append(_line(part, [step.get(part, 0.0) for step in steps], total))
-    return [*rows, _line('whole step', [sum(step.values()) for step in steps], total)]
+            rows.append(_row(part, [step.get(part, 0.0) for step in steps], total))
+    return [*rows, _row('whole step', [sum(step.values()) for step in steps], total)]
 
 
-def _line(part, seconds, total) -> dict[str, object]:
+def _row(part: str, seconds: list[float], total: float) -> dict[str, object]:
     around, mean = spread(seconds), statistics.mean(seconds)
     return {
         'part': part,

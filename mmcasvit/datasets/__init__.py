@@ -1,1 +1,1 @@
-"""Data sets: their configs, their files, seeded order, made-up scenes, checks."""
+"""Datasets: their configs and files, loading for training, synthetic scenes, and checks."""

@@ -1,4 +1,4 @@
-"""Questions about data set configs: the data sets inside wrappers, their files, their classes."""
+"""Functions that read dataset configs: the datasets inside wrappers, their files, and their classes."""
 
 import inspect
 import json
@@ -13,13 +13,21 @@ from mmcasvit.utils.errors import UsageError
 
 
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets inside wrappers such as RepeatDataset, MultiImageMixDataset and ConcatDataset."""
+    """Yield the datasets inside wrappers such as RepeatDataset, MultiImageMixDataset, and ConcatDataset."""
     for _, leaf in named_leaf_datasets(dataset, ''):
         yield leaf
 
 
 def named_leaf_datasets(dataset: ConfigDict, name: str) -> Iterator[tuple[str, ConfigDict]]:
-    """:func:`leaf_datasets`, each with the name by which ``--cfg-options`` reaches it; ``name`` is the outermost's."""
+    """Yield the datasets inside wrappers, each with its name.
+
+    Args:
+        dataset: Config of a dataset, which may be a wrapper.
+        name: Name of ``dataset`` as ``--cfg-options`` takes it, such as ``train_dataloader.dataset``.
+
+    Returns:
+        The name of each dataset, as ``--cfg-options`` takes it, and its config.
+    """
     if 'dataset' in dataset:
         yield from named_leaf_datasets(dataset.dataset, f'{name}.dataset')
     elif 'datasets' in dataset:
@@ -30,9 +38,9 @@ def named_leaf_datasets(dataset: ConfigDict, name: str) -> Iterator[tuple[str, C
 
 
 def data_folders(dataset: ConfigDict) -> list[str]:
-    """Where the files of one data set may be: below its data root, and below the folders that it names itself.
+    """Return the folders that the files of a dataset must be in: its data root and the folders of its data prefix.
 
-    The list is empty where the annotations give whole paths.
+    The list is empty if the config names no folder because the annotations contain full paths.
     """
     root = dataset.get('data_root') or ''
     prefixes = dataset.get('data_prefix') or {}
@@ -41,27 +49,31 @@ def data_folders(dataset: ConfigDict) -> list[str]:
 
 
 def annotation_file(dataset: ConfigDict) -> str:
-    """The path of a data set's annotation file, or ``''``."""
+    """Return the path of the annotation file of a dataset, or ``''`` if it has none."""
     file = dataset.get('ann_file') or ''
     return os.path.join(dataset.get('data_root') or '', file) if file else ''
 
 
 def dataset_type(dataset: ConfigDict, scope: str) -> type:
-    """The class that a data set's config names.
+    """Return the class that the config of a dataset names.
 
     Raises:
-        UsageError: nothing is registered under the name.
+        UsageError: If no class is registered under this name.
     """
     name = dataset.get('type')
     found = name if isinstance(name, type) else DATASETS.get(name if '.' in str(name) else f'{scope}.{name}')
     if found is None:
-        raise UsageError(f'no data set is called {name!r} in {scope}.')
+        raise UsageError(f'{scope} has no dataset named {name!r}.')
     return found
 
 
 def reads_annotations_as(kind: type, scope: str) -> str:
-    """``'coco'`` or ``'masks'`` where a data set reads annotations by mmdet's or mmseg's own method, else
-    ``'images'``: what it reads in its own way is not second-guessed."""
+    """Return the kind of annotations that a class of datasets reads.
+
+    Returns:
+        ``'coco'`` if it reads them with the method of mmdet's ``CocoDataset``, ``'masks'`` if with that of mmseg's
+        ``BaseSegDataset``, and ``'images'`` otherwise. Only the images of the last kind can be checked.
+    """
     if scope == 'mmdet':
         from mmdet.datasets import CocoDataset
 
@@ -76,29 +88,29 @@ def reads_annotations_as(kind: type, scope: str) -> str:
 
 
 def class_names(dataset: ConfigDict, scope: str) -> tuple[str, ...]:
-    """The classes of a data set in the order of its labels, or ``()`` where only its files say."""
+    """Return the classes of a dataset in the order of its labels, or ``()`` if only its files name them."""
     metainfo = {**getattr(dataset_type(dataset, scope), 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     names = metainfo.get('classes') or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def category_order_fault(in_file: Sequence[str], classes: Sequence[str]) -> str:
-    """Says where a COCO file counts the classes of the config in another order, or ``''``."""
+    """Describe the first category of a COCO file that is out of the config's order, or return ``''``."""
     in_file = [name for name in in_file if name in classes]
     classes = [name for name in classes if name in in_file]
     for label, (found, expected) in enumerate(zip(in_file, classes)):
         if found != expected:
             return (
-                f'label {label} is {expected!r} in the config and {found!r} in the file, by whose order mmdet '
-                'numbers them'
+                f'label {label} is {expected!r} in the config but {found!r} in the file, and mmdet numbers labels '
+                'in the order of the file'
             )
     return ''
 
 
 def read_categories(file: str) -> list[str] | None:
-    """The names of the categories of a COCO file, without reading the rest of it, or ``None`` if it has no such list.
+    """Return the category names of a COCO file, or ``None`` if it has no list of categories.
 
-    The annotations of COCO take seconds to read, and the data set reads them anyway.
+    The annotations, which take seconds to parse, are skipped.
     """
     with open(file, 'rb') as stream:
         if os.fstat(stream.fileno()).st_size == 0:
@@ -119,14 +131,15 @@ def read_categories(file: str) -> list[str] | None:
 
 
 def folder_of(config: ConfigDict, key: str) -> str:
+    """Return the folder that a dataset config names under a key of ``data_prefix``, such as ``'img'``."""
     prefix = config.get('data_prefix') or ''
     return os.path.join(config.get('data_root') or '', (prefix.get(key) if isinstance(prefix, dict) else prefix) or '')
 
 
 def default_of(kind: type, argument: str) -> str:
-    """The suffix that a data set of mmseg hands to its base class."""
+    """Return the default value of a constructor argument of a class, or of the base class that defines it."""
     for base in kind.__mro__:
-        parameter = inspect.signature(base.__init__).parameters.get(argument)
+        parameter = inspect.signature(base.__init__).parameters.get(argument)  # type: ignore[misc]  # of exactly this class
         if parameter is not None:
             return parameter.default
     return ''

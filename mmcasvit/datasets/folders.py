@@ -1,4 +1,4 @@
-"""Files outside of the folders of a data set are refused."""
+"""Rejection of files outside the folders of a dataset."""
 
 import os
 from collections.abc import Sequence
@@ -9,21 +9,23 @@ from mmcasvit.registry import TRANSFORMS
 from mmcasvit.utils.errors import DataError
 
 
-def leaves(folders: Sequence[str], file: str) -> bool:
-    """Whether a path lies in none of the folders, read as text: links are the user's own and are followed."""
+def is_outside(folders: Sequence[str], file: str) -> bool:
+    """Return whether a path is in none of the folders. Links are not resolved, since the user may place them."""
     file = os.path.abspath(file)
     return not any(file.startswith(os.path.join(os.path.abspath(folder), '')) for folder in folders)
 
 
 @TRANSFORMS.register_module()
 class StayInFolders(BaseTransform):
-    """Refuses an image or mask whose path, as an annotation file gives it, leads out of the folders of its data set.
+    """Transform that rejects images and masks outside the folders of their dataset.
+
+    Annotation files can name any path, for example with ``..``.
 
     Args:
-        folders: where files may be, such as the data root.
+        folders: Folders that files may be in, such as the data root.
 
     Raises:
-        DataError: the path leads elsewhere.
+        DataError: If the path of an image or mask is in none of the folders.
     """
 
     def __init__(self, folders: Sequence[str]):
@@ -31,10 +33,10 @@ class StayInFolders(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         for key in ('img_path', 'seg_map_path'):
-            if results.get(key) and leaves(self.folders, results[key]):
+            if results.get(key) and is_outside(self.folders, results[key]):
                 raise DataError(
-                    f'the annotations name a file outside of the data set: {results[key]} is not in '
-                    f'{" or ".join(self.folders)}. tools/check_dataset.py lists all of them.'
+                    f'the annotations name a file outside the dataset: {results[key]} is not in '
+                    f'{" or ".join(self.folders)}. tools/check_dataset.py lists all such files.'
                 )
         return results
 

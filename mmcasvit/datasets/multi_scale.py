@@ -1,6 +1,6 @@
-"""Training images for mmpretrain in batches of changing size.
+"""Multi-scale training with mmpretrain: batches whose image size changes.
 
-mmpretrain is optional, so this module is not imported with the package: configs name it in ``custom_imports``.
+mmpretrain is optional, so the package does not import this module. Configs name it in ``custom_imports``.
 """
 
 import itertools
@@ -14,30 +14,30 @@ from mmcasvit.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 try:
     from mmpretrain.datasets.transforms import RandomResizedCrop
     from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
-except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch raises the latter
+except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another PyTorch
     raise ImportError(
-        'mmcasvit.datasets.multi_scale needs mmpretrain, pip install "mmcasvit[classification]", and the '
-        f'torchvision that was built for the installed PyTorch: {error}'
+        'mmcasvit.datasets.multi_scale needs mmpretrain (pip install "mmcasvit[classification]") and a torchvision '
+        f'built for the installed PyTorch: {error}'
     ) from error
 
 
 @DATA_SAMPLERS.register_module()
 class MultiScaleBatchSampler:
-    """Batches whose image size changes from one to the next, larger ones for smaller images.
+    """Batch sampler that changes the image size from batch to batch.
 
-    Use it as ``batch_sampler`` of a dataloader whose data set is a :class:`MultiScaleDataset`. A batch holds about the
-    pixels of the base batch, but never fewer images than that, as in the authors' code. There the sizes are drawn
-    freely; here every size comes up equally often, so that each epoch has the same number of batches, which schedules
-    are counted in. All processes draw the same sizes.
+    Use it as ``batch_sampler`` of a dataloader whose dataset is a :class:`MultiScaleDataset`. As in the authors' code,
+    a batch of smaller images has more of them, about as many pixels in all as a batch of ``base_size``. A batch of
+    larger images has ``batch_size`` of them. Unlike there, every size occurs equally often, so every epoch has the
+    same number of batches and schedules can count them. All processes of a distributed run draw the same sizes.
 
     Args:
-        sampler: gives the order of the images; mmengine passes it.
-        batch_size: images in a batch of ``base_size``.
-        sizes: sides of the square images, in pixels.
-        base_size: one of the sides.
+        sampler: Order of the images. mmengine passes it.
+        batch_size: Number of images in a batch of ``base_size``.
+        sizes: Sides of the square images, in pixels.
+        base_size: One of the sizes.
 
     Raises:
-        ValueError: ``base_size`` is not among the sizes.
+        ValueError: If ``base_size`` is not one of the sizes.
     """
 
     def __init__(self, sampler: DefaultSampler, batch_size: int, sizes: Sequence[int], base_size: int) -> None:
@@ -47,7 +47,7 @@ class MultiScaleBatchSampler:
         self.batch_sizes = {side: max(batch_size, batch_size * base_size**2 // side**2) for side in sorted(sizes)}
 
     def _sides(self) -> Iterator[int]:
-        """A side for every batch of an epoch: shuffled rounds of all sides, then as much of one as is left."""
+        """Yield the image side of every batch: shuffled rounds of all sides, then part of a round."""
         rng = np.random.default_rng([self.sampler.seed, self.sampler.epoch])
         sides, left = list(self.batch_sizes), len(self.sampler)
         while left >= sum(self.batch_sizes.values()):
@@ -69,10 +69,10 @@ class MultiScaleBatchSampler:
 
 @DATASETS.register_module()
 class MultiScaleDataset:
-    """Hands the image size that :class:`MultiScaleBatchSampler` chose to the pipeline of a data set, as ``crop_size``.
+    """Dataset that passes the image size chosen by :class:`MultiScaleBatchSampler` to its pipeline as ``crop_size``.
 
     Args:
-        dataset: config of the data set, with a :class:`MultiScaleRandomResizedCrop` in its pipeline.
+        dataset: Config of a dataset with a :class:`MultiScaleRandomResizedCrop` in its pipeline.
     """
 
     def __init__(self, dataset: dict) -> None:
@@ -91,13 +91,13 @@ class MultiScaleDataset:
             sample = self.dataset.pipeline(dict(self.dataset.get_data_info(index), crop_size=(side, side)))
             if sample is not None:
                 return sample
-            index = np.random.randint(len(self.dataset))  # as mmengine's data sets do for an image that is skipped
-        raise RuntimeError(f'no sample came out of the pipeline in {self.dataset.max_refetch + 1} attempts.')
+            index = np.random.randint(len(self.dataset))  # as mmengine's datasets do when a pipeline skips an image
+        raise RuntimeError(f'the pipeline returned no sample in {self.dataset.max_refetch + 1} attempts.')
 
 
 @TRANSFORMS.register_module()
 class MultiScaleRandomResizedCrop(RandomResizedCrop):
-    """mmpretrain's ``RandomResizedCrop`` to the size ``(H, W)`` that the sample asks for as ``crop_size``."""
+    """Transform that applies mmpretrain's ``RandomResizedCrop`` with the sample's ``crop_size``, ``(H, W)``."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(scale=1, **kwargs)

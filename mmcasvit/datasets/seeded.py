@@ -1,4 +1,4 @@
-"""datasets.seeded"""
+"""Reproducible order and augmentation of training data, so that a resumed run sees what it would have seen."""
 
 import itertools
 import random
@@ -14,19 +14,19 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from mmcasvit.registry import DATA_SAMPLERS, DATASETS
 
-# Samples, steps and validations draw from streams of their own.
-_SAMPLE, _STEP, _VALIDATION = 0, 1, 2
+# Samples, training steps, and validations use separate random streams.
+SAMPLE, STEP, VALIDATION = 0, 1, 2
 
 
 class Draw(NamedTuple):
-    """One entry of a batch: what the data set is asked for, and what the randomness of its pipeline depends on."""
+    """Entry of a batch: the key that the dataset is indexed with, and the seed of the pipeline's random numbers."""
 
     key: Any
     entropy: tuple[int, ...]
 
 
 def seed_generators(*entropy: int) -> None:
-    """Seeds the global generators of Python, NumPy and PyTorch with a hash of non-negative integers."""
+    """Seed the global random generators of Python, NumPy, and PyTorch with a hash of non-negative integers."""
     words = np.random.SeedSequence(entropy).generate_state(3).tolist()
     random.seed(words[0])
     np.random.seed(words[1])
@@ -35,15 +35,16 @@ def seed_generators(*entropy: int) -> None:
 
 @DATA_SAMPLERS.register_module()
 class ResumableBatchSampler:
-    """Batches of :class:`Draw` that begin where a run was stopped.
+    """Batch sampler that yields batches of :class:`Draw`, beginning where a run was stopped.
 
-    Until :meth:`start` is called there are none: mmengine 0.10.7 begins to load before it knows where a run goes on.
+    It yields no batches until :meth:`start` is called, because mmengine 0.10.7 starts loading data before it knows
+    where a run resumes.
 
     Args:
-        sampler: gives the order of the images; mmengine passes it.
-        batch_size: how many of them make a batch; mmengine passes it.
-        batches: config of the batch sampler that the dataloader had; without one PyTorch's is used.
-        drop_last: leave out a last batch of fewer images, where there is no ``batches``.
+        sampler: Order of the images. mmengine passes it.
+        batch_size: Number of images in a batch. mmengine passes it.
+        batches: Config of the dataloader's original batch sampler. PyTorch's ``BatchSampler`` is used without one.
+        drop_last: Whether PyTorch's ``BatchSampler`` drops an incomplete last batch.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, batches: dict | None = None, drop_last: bool = False) -> None:
@@ -55,16 +56,16 @@ class ResumableBatchSampler:
             self.batches = MMENGINE_DATA_SAMPLERS.build(
                 batches, default_args=dict(sampler=sampler, batch_size=batch_size)
             )
-        self._seed = None
+        self._seed: int | None = None
 
     def start(self, seed: int, epoch: int = 0, skip: int = 0, endless: bool = False) -> None:
-        """Says where the next pass over the data begins.
+        """Set where the next pass over the data begins.
 
         Args:
-            seed: of the order and of the samples.
-            epoch: of the order.
-            skip: how many batches were trained on before. They are counted off, not loaded.
-            endless: go on with the next epoch at the end of one.
+            seed: Seed of the order and of the samples.
+            epoch: Epoch to begin with.
+            skip: Number of batches that were already trained on. They are counted, not loaded.
+            endless: Whether to continue with the next epoch at the end of one.
         """
         self._seed, self._epoch, self._skip, self._endless = seed, epoch, skip, endless
         if hasattr(self.sampler, 'seed'):
@@ -90,11 +91,11 @@ class ResumableBatchSampler:
                     skip -= 1
                     continue
                 yield [
-                    Draw(key, (self._seed, _SAMPLE, epoch, number, place * world_size + rank))
+                    Draw(key, (self._seed, SAMPLE, epoch, number, place * world_size + rank))
                     for place, key in enumerate(batch)
                 ]
             if number < 0:
-                raise ValueError('the training data are fewer than a batch, and the last batch is left out.')
+                raise ValueError('the training data does not fill one batch, and drop_last drops incomplete batches.')
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -102,12 +103,12 @@ class ResumableBatchSampler:
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set whose samples depend on what a :class:`Draw` says, and on nothing drawn before.
+    """Dataset whose random augmentation depends only on the :class:`Draw`, not on what was loaded before.
 
-    In everything else it is the data set inside.
+    Every other attribute is that of the dataset inside.
 
     Args:
-        dataset: config of the data set.
+        dataset: Config of the dataset inside.
     """
 
     def __init__(self, dataset: dict) -> None:
@@ -121,7 +122,7 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset' or name.startswith('__'):  # not there yet while it is unpickled in a worker
+        if name == 'dataset' or name.startswith('__'):  # while a worker unpickles it, there is no dataset yet
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -135,10 +136,10 @@ class SeededDataset(Dataset):
 
 
 def resumable(dataloader: dict) -> dict:
-    """The config of a training dataloader with :class:`SeededDataset` and :class:`ResumableBatchSampler` in it.
+    """Return the config of a training dataloader with :class:`SeededDataset` and :class:`ResumableBatchSampler`.
 
     Raises:
-        TypeError: the dataloader, its data set or its batch sampler is built already.
+        TypeError: If the dataloader, its dataset, or its batch sampler is already built.
     """
     built = [
         part
@@ -151,7 +152,7 @@ def resumable(dataloader: dict) -> dict:
     ]
     if built:
         raise TypeError(
-            f'the training loops of mmcasvit need a config of the dataloader, got a built {type(built[0]).__name__}.'
+            f'the training loops of mmcasvit need the config of a dataloader, got a built {type(built[0]).__name__}.'
         )
     config = dict(dataloader)
     config['dataset'] = dict(type='mmcasvit.SeededDataset', dataset=config['dataset'])

@@ -1,6 +1,6 @@
-"""Made-up scenes of textured shapes with exact labels, in COCO's, ADE20K's, VOC's and ImageNet's layouts.
+"""Synthetic scenes of textured shapes with exact labels, in the layouts of COCO, ADE20K, VOC, and ImageNet.
 
-The scenes let every recipe train, evaluate and draw on a machine that has none of these data sets.
+With them every recipe can train and be evaluated on a machine that has none of these datasets.
 """
 
 import json
@@ -20,10 +20,10 @@ from rich.progress import Progress
 
 THINGS = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 STUFF = ('sky', 'ground')
-# Index masks count these from 1; 0 is unlabelled, as in ADE20K.
+# Index masks count these from 1; 0 is unlabeled, as in ADE20K.
 SEMANTIC_CLASSES = STUFF + THINGS
-# The lighter colour of an object's texture stays near this, in BGR.
-COLOURS = dict(
+# BGR. The lighter of the two colors of an object's texture is near this one.
+COLORS = dict(
     disc=(60, 20, 220),
     square=(200, 110, 20),
     triangle=(40, 190, 235),
@@ -31,15 +31,15 @@ COLOURS = dict(
     cross=(70, 170, 50),
     ring=(200, 200, 60),
 )
-CROP_SIDE = 64  # of the pictures with one object each, for classification
+CROP_SIDE = 64  # pixels; side of the images with one object each, for classification
 SPLITS = dict(train=('train2017', 'training'), val=('val2017', 'validation'))
-# What is hidden beyond this is no longer an object to be found: it stays in the picture and gets no label.
+# An object of which less is visible stays in the image without a label.
 MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE = 25, 0.2
 
 
 @dataclass
 class Instance:
-    """One object as it can be seen: ``mask`` is a boolean ``(H, W)`` array without the occluded pixels."""
+    """Visible part of one object. ``mask`` is a boolean ``(H, W)`` array without the occluded pixels."""
 
     category: str
     mask: np.ndarray
@@ -48,7 +48,7 @@ class Instance:
 
 @dataclass
 class Scene:
-    """A picture ``(H, W, 3)`` in uint8 BGR, its instances, and its ``(H, W)`` uint8 index mask."""
+    """Image ``(H, W, 3)`` in uint8 BGR with its instances and its index mask ``(H, W)`` in uint8."""
 
     image: np.ndarray
     instances: list[Instance]
@@ -56,7 +56,7 @@ class Scene:
 
 
 def _outline(category: str, size: float, angle: float) -> list[np.ndarray]:
-    """Closed outlines around the origin, filled by the even-odd rule; ``size`` is the diameter in pixels."""
+    """Return closed outlines around the origin for the even-odd rule. ``size`` is the diameter in pixels."""
     radius = size / 2
 
     def regular(corners: int, radii: tuple[float, ...], turn: float = 0.0) -> np.ndarray:
@@ -75,40 +75,23 @@ def _outline(category: str, size: float, angle: float) -> list[np.ndarray]:
     if category == 'star':
         return [regular(10, (1.0, 0.45))]
     arm = 0.33
-    corners = (
-        np.array(
-            [
-                (1, arm),
-                (arm, arm),
-                (arm, 1),
-                (-arm, 1),
-                (-arm, arm),
-                (-1, arm),
-                (-1, -arm),
-                (-arm, -arm),
-                (-arm, -1),
-                (arm, -1),
-                (arm, -arm),
-                (1, -arm),
-            ]
-        )
-        * radius
-    )
+    x = [1, arm, arm, -arm, -arm, -1, -1, -arm, -arm, arm, arm, 1]
+    y = [arm, arm, 1, 1, arm, arm, -arm, -arm, -1, -1, -arm, -arm]
     cos, sin = np.cos(angle), np.sin(angle)
-    return [corners @ np.array([[cos, sin], [-sin, cos]])]
+    return [np.stack([x, y], axis=1) * radius @ np.array([[cos, sin], [-sin, cos]])]
 
 
 def _raster(
-    category: str, size: float, angle: float, centre: tuple[float, float], shape: tuple[int, int]
+    category: str, size: float, angle: float, center: tuple[float, float], shape: tuple[int, int]
 ) -> np.ndarray:
     canvas = np.zeros(shape, np.uint8)
-    points = [np.round((line + np.array(centre)) * 16).astype(np.int32) for line in _outline(category, size, angle)]
+    points = [np.round((line + np.array(center)) * 16).astype(np.int32) for line in _outline(category, size, angle)]
     cv2.fillPoly(canvas, points, 1, shift=4)
     return canvas.astype(bool)
 
 
 def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """The pattern of a class in two colours, ``(H, W, 3)`` in float32."""
+    """Draw the pattern of a class in two random colors, ``(H, W, 3)`` in float32."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     period = rng.uniform(5, 12)
     phase = rng.uniform(0, period, 2)
@@ -124,23 +107,23 @@ def _texture(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.
         ground=lambda: cv2.GaussianBlur(rng.random(shape).astype(np.float32), (0, 0), 1.5) > 0.5,
     )
     first, second = rng.uniform(30, 225, 3), rng.uniform(30, 225, 3)
-    if kind in STUFF:  # calm and greyish, so that objects stand out from it as they mostly do
+    if kind in STUFF:  # low contrast and nearly gray, so that most objects stand out
         first = rng.uniform(50, 200) + rng.uniform(-30, 30, 3)
         second = first + rng.uniform(-25, 25, 3)
     else:
-        first = np.array(COLOURS[kind]) + rng.uniform(-30, 30, 3)
+        first = np.array(COLORS[kind]) + rng.uniform(-30, 30, 3)
         second = first * rng.uniform(0.3, 0.7)
     return np.where(patterns[kind]()[..., None], first, second).astype(np.float32)
 
 
 def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) -> Scene:
-    """Draws one scene: sky above ground, and up to eight objects in front, which hide one another.
+    """Draw a scene of sky above ground with up to eight objects, which may hide one another.
 
-    One scene in ten has no object. Now and then a swarm of tiny discs stands in for what COCO labels as a crowd.
+    One scene in ten has no objects. Some have a swarm of tiny discs, labeled as a crowd in the sense of COCO.
 
     Args:
-        rng: decides everything.
-        height, width: in pixels.
+        rng: Source of all randomness.
+        height, width: Size of the scene in pixels.
     """
     shape = (height, width)
     horizon = height * rng.uniform(0.25, 0.75) + width * rng.uniform(-0.2, 0.2) * np.linspace(-0.5, 0.5, width)
@@ -155,8 +138,8 @@ def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) ->
         for _ in range(rng.integers(1, 9)):
             category = THINGS[rng.integers(len(THINGS))]
             size = np.exp(rng.uniform(np.log(0.12), np.log(0.75))) * height
-            centre = (rng.uniform(0, width), rng.uniform(0, height))
-            mask = _raster(category, size, rng.uniform(0, 2 * np.pi), centre, shape)
+            center = (rng.uniform(0, width), rng.uniform(0, height))
+            mask = _raster(category, size, rng.uniform(0, 2 * np.pi), center, shape)
             if mask.any():
                 painted.append((category, mask, False))
     owner = np.full(shape, -1)
@@ -180,27 +163,27 @@ def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192) ->
 def _swarm(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     swarm = np.zeros(shape, bool)
     middle = rng.uniform(0.2, 0.8, 2) * shape[::-1]
-    for centre in rng.normal(middle, 0.08 * shape[0], (20, 2)):
-        swarm |= _raster('disc', 0.04 * shape[0], 0.0, tuple(centre), shape)
+    for center in rng.normal(middle, 0.08 * shape[0], (20, 2)):
+        swarm |= _raster('disc', 0.04 * shape[0], 0.0, tuple(center), shape)
     return swarm
 
 
 def draw_object(rng: np.random.Generator, category: str, side: int = CROP_SIDE) -> np.ndarray:
-    """Draws one object of a class on a calm background, ``(side, side, 3)`` in uint8 BGR."""
+    """Draw one object of a class on a plain background, ``(side, side, 3)`` in uint8 BGR."""
     shape = (side, side)
     image = _texture(rng, STUFF[rng.integers(len(STUFF))], shape)
-    centre = tuple(rng.uniform(0.35, 0.65, 2) * side)
-    mask = _raster(category, rng.uniform(0.4, 0.9) * side, rng.uniform(0, 2 * np.pi), centre, shape)
+    center = tuple(rng.uniform(0.35, 0.65, 2) * side)
+    mask = _raster(category, rng.uniform(0.4, 0.9) * side, rng.uniform(0, 2 * np.pi), center, shape)
     image[mask] = _texture(rng, category, shape)[mask]
     image = image * rng.uniform(0.7, 1.1) + rng.normal(0, 4, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines a boolean ``(H, W)`` mask along its pixel edges, as COCO polygons ``[x, y, x, y, ...]``.
+    """Outline a boolean ``(H, W)`` mask along its pixel edges, as COCO polygons ``[x, y, x, y, ...]``.
 
-    COCO polygons know no holes: a region with a hole is cut in two through the hole. The union of the polygons,
-    rasterised by pycocotools, is the mask itself.
+    COCO polygons cannot have holes, so a region with a hole is cut in two through the hole. When pycocotools rasterizes
+    the polygons, their union is exactly the mask.
     """
     padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
     steps = np.diff(padded, axis=1)
@@ -230,7 +213,8 @@ def _without_holes(region) -> Iterator[shapely.Polygon]:
 def _annotation(instance: Instance) -> dict:
     rows, columns = np.nonzero(instance.mask)
     x, y = int(columns.min()), int(rows.min())
-    if instance.iscrowd:  # as in COCO, a crowd is a run-length code
+    segmentation: dict | list[list[float]]
+    if instance.iscrowd:  # COCO encodes crowds by run lengths
         encoded = coco_mask.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
         segmentation = dict(size=encoded['size'], counts=encoded['counts'].decode())
     else:
@@ -245,7 +229,7 @@ def _annotation(instance: Instance) -> dict:
 
 
 def _voc_xml(name: str, scene: Scene) -> ET.ElementTree:
-    """The boxes of a scene as VOC has them: corners counted from 1, the last pixel included."""
+    """Return the boxes of a scene as a VOC annotation, which counts pixels from 1 and includes the last one."""
     height, width = scene.semantic.shape
     root = ET.Element('annotation')
     ET.SubElement(root, 'filename').text = name
@@ -256,7 +240,7 @@ def _voc_xml(name: str, scene: Scene) -> ET.ElementTree:
         rows, columns = np.nonzero(instance.mask)
         part = ET.SubElement(root, 'object')
         ET.SubElement(part, 'name').text = instance.category
-        ET.SubElement(part, 'difficult').text = str(int(instance.iscrowd))  # neither is asked of a detector
+        ET.SubElement(part, 'difficult').text = str(int(instance.iscrowd))  # metrics ignore both
         box = ET.SubElement(part, 'bndbox')
         for tag, value in dict(xmin=columns.min(), ymin=rows.min(), xmax=columns.max(), ymax=rows.max()).items():
             ET.SubElement(box, tag).text = str(value + 1)
@@ -264,22 +248,22 @@ def _voc_xml(name: str, scene: Scene) -> ET.ElementTree:
 
 
 def write_dataset(root: Path, train: int, val: int, seed: int, height: int = 128, width: int = 192) -> dict:
-    """Writes the scenes to ``root/coco``, ``root/ade`` and ``root/voc``, single objects to ``root/imagenet``.
+    """Write scenes to ``root/coco``, ``root/ade``, and ``root/voc``, and single objects to ``root/imagenet``.
 
-    Scene ``i`` of a split depends on the seed, the split and ``i`` alone. The folder appears when it is complete.
-    There are as many pictures of single objects as scenes, shared out evenly among the classes.
+    Scene ``i`` of a split depends only on the seed, the split, and ``i``. ``root`` appears once it is complete. Each
+    split has as many images of single objects as scenes, rounded up to the same number for every class.
 
     Args:
-        root: the folder to make; it must not exist.
-        train, val: numbers of images.
-        seed: any integer of at least 0.
-        height, width: of the images, in pixels.
+        root: Folder to make. It must not exist.
+        train, val: Numbers of scenes.
+        seed: Integer of at least 0.
+        height, width: Size of the scenes in pixels.
 
     Returns:
         The arguments and the number of instances of each split.
 
     Raises:
-        FileExistsError: there is a folder already.
+        FileExistsError: If ``root`` exists.
     """
     root = Path(root)
     if root.exists():

@@ -1,4 +1,4 @@
-"""Training data that cannot be read: skipped up to a limit, counted and reported; and files outside the data root."""
+"""Unreadable training images: skipped up to a limit and recorded."""
 
 import json
 import logging
@@ -16,15 +16,15 @@ from PIL import Image
 from mmcasvit.registry import TRANSFORMS
 from mmcasvit.utils.errors import DataError
 
-# What the readers of mmcv, mmdet and mmseg raise for files that are missing, damaged or no images. A wrong argument
-# or a missing key is a fault of the config and ends the run at once.
+# The readers of mmcv, mmdet, and mmseg raise these for files that are missing, damaged, or not images. Other errors,
+# such as a missing key, point to a fault in the config and must end the run at once.
 READING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, AssertionError, cv2.error, Image.DecompressionBombError)
 
 
 class SkippedFiles:
-    """The files that one training process and its workers could not read, in a temporary file which they share.
+    """Record of the files that a training process and its data loader workers could not read.
 
-    Workers are processes that are copied or spawned, so that a counter of their own would stay with them.
+    It is kept in a temporary file, because workers are separate processes and do not share memory with their parent.
     """
 
     def __init__(self):
@@ -32,19 +32,19 @@ class SkippedFiles:
         self._owner = os.getpid()
 
     def add(self, file: str, reason: str) -> int | None:
-        """Notes a file and returns how many there are, or None if it had been noted before."""
+        """Record a file. Return the number of files recorded so far, or ``None`` if this one was recorded before."""
         if file in self.read():
             return None
         line = json.dumps([file, ' '.join(reason.split())]) + '\n'
-        note = os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(note, line.encode())  # at once: workers append to the same file
+            os.write(descriptor, line.encode())  # a single write, since workers append to the same file
         finally:
-            os.close(note)
+            os.close(descriptor)
         return len(self.read())
 
     def read(self) -> dict[str, str]:
-        """Each file with the reason."""
+        """Return the reason for each recorded file."""
         try:
             lines = self._list.read_text().splitlines()
         except FileNotFoundError:
@@ -52,27 +52,28 @@ class SkippedFiles:
         return dict(map(json.loads, lines))
 
     def __deepcopy__(self, memo: dict) -> 'SkippedFiles':
-        return self  # a copied data set counts on
+        return self  # a copied dataset adds to the same record
 
     def __del__(self):
-        if os.getpid() == self._owner:  # not in a worker that ends before the training does
+        if os.getpid() == self._owner:  # a worker may end before the training
             self._list.unlink(missing_ok=True)
 
 
 @TRANSFORMS.register_module()
 class SkipUnreadable(BaseTransform):
-    """Has mmengine's data set take another image at random where the files of one cannot be read.
+    """Transform that skips unreadable images, which mmengine's datasets then replace by random other ones.
 
-    The first time a file fails a warning names it; :class:`mmcasvit.SkippedFilesHook` reports the number. Each
-    process of a distributed run counts for itself. It belongs into training pipelines alone: an evaluation on fewer
-    images would mean something else.
+    A warning names each file the first time it fails, and :class:`mmcasvit.SkippedFilesHook` reports their number.
+    Each process of a distributed run counts separately. Skip images only in training pipelines: the metrics of an
+    evaluation on fewer images are not comparable.
 
     Args:
-        transforms: configs of the transforms that read files, such as ``LoadImageFromFile`` and ``LoadAnnotations``.
-        limit: how many different images may be skipped; also how many may be skipped in a row.
+        transforms: Configs of the transforms that read files, such as ``LoadImageFromFile`` and ``LoadAnnotations``.
+        limit: Number of different images that may be skipped, and of images that may be skipped in a row.
 
     Raises:
-        DataError: more images than ``limit`` could not be read.
+        ValueError: If ``limit`` is negative.
+        DataError: If more than ``limit`` images could not be read.
     """
 
     def __init__(self, transforms: Sequence[dict], limit: int = 100):
@@ -96,15 +97,15 @@ class SkipUnreadable(BaseTransform):
         count = self.skipped.add(file, reason)
         if count is not None:
             print_log(
-                f'training image skipped ({count} so far, {self.limit} allowed): {file}: {reason}',
+                f'skipped unreadable training image ({count} so far, {self.limit} allowed): {file}: {reason}',
                 logger='current',
                 level=logging.WARNING,
             )
         if max(count or 0, self._in_a_row) > self.limit:
             raise DataError(
-                f'training stopped: {len(self.skipped.read())} training images could not be read and '
-                f'{self.limit} may be skipped, the last one {file} ({reason}). tools/check_dataset.py '
-                'lists them all; the limit is that of mmcasvit.SkipUnreadable in the training pipeline.'
+                f'{len(self.skipped.read())} images could not be read, but at most {self.limit} may be skipped. '
+                f'The last one was {file} ({reason}). tools/check_dataset.py lists all unreadable images. The limit '
+                'is set by mmcasvit.SkipUnreadable in the pipeline.'
             )
         return None
 

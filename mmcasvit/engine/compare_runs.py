@@ -1,4 +1,4 @@
-"""Compares what two training runs left behind, to the last bit."""
+"""Comparison of what two training runs left behind, to the last bit."""
 
 import hashlib
 import json
@@ -11,8 +11,9 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmcasvit.weights.checkpoint import read_checkpoint
+from mmcasvit.weights.integrity import read_pointer
 
-# What no two runs share: clocks, and what is derived from them or from the folder.
+# Values that differ between any two runs: clocks, and what is derived from them or from the folder.
 _OF_ONE_RUN = re.compile(r'time|eta|memory|last_ckpt|best_ckpt|experiment_name|cfg|mmengine|\bconfig\b')
 
 
@@ -35,16 +36,18 @@ def _leaves(value: Any, name: str, found: dict) -> dict:
 
 
 def outcome(work_dir: str | Path) -> dict[str, Any]:
-    """What a run ended with, each value under a name.
+    """Return the final state of a run, each value under a name.
 
-    That is all of the last checkpoint (weights, average, optimizer, schedules, scaler, log buffers), the names of the
-    checkpoints, and what was last logged for each step. Tensors are represented by their type, shape and hash.
+    This covers the whole last checkpoint (weights, average, optimizer, schedules, scaler, log buffers), the names of
+    the checkpoints, and what was last logged for each step. Tensors are represented by their type, shape and hash.
 
     Args:
-        work_dir: of one run, or of several that were resumed one from the other.
+        work_dir: The folder of one run, or of several that were resumed from one another.
     """
     work_dir = Path(work_dir)
-    content = read_checkpoint(_last(work_dir))
+    last = read_pointer(work_dir)
+    assert last is not None, f'{work_dir} has no last_checkpoint'
+    content = read_checkpoint(last)
     content['meta'] = {key: content['meta'][key] for key in ('epoch', 'iter', 'seed')}
     found = _leaves(content, 'checkpoint', {})
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
@@ -56,13 +59,8 @@ def outcome(work_dir: str | Path) -> dict[str, Any]:
     return found
 
 
-def _last(work_dir: Path) -> Path:
-    last = Path((work_dir / 'last_checkpoint').read_text().strip())
-    return last if last.exists() else work_dir / last.name
-
-
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One line for each value that is not the same in both outcomes; NaN equals NaN."""
+    """Return a line for each value that differs between two outcomes; NaN equals NaN."""
     return [
         f'{name}: {found.get(name, "absent")}, expected {wanted.get(name, "absent")}'
         for name in sorted(found.keys() | wanted.keys())

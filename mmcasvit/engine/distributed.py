@@ -1,5 +1,4 @@
-"""Training of several processes on CPUs, for which mmengine's launcher and PyTorch's SyncBatchNorm have no way, and
-sharded over processes, which mmengine cannot resume with current PyTorch."""
+"""Distributed training where mmengine falls short: several processes on CPUs, and resuming sharded runs."""
 
 from pathlib import Path
 
@@ -25,14 +24,14 @@ class _SumOverProcesses(torch.autograd.Function):
         torch.distributed.all_reduce(x)
         return x
 
-    # Each process has a loss of its own, and all of them depend on the sum.
+    # Each process has its own loss, and all of these depend on the sum.
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return _SumOverProcesses.forward(ctx, gradient)
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """The formula of PyTorch's ``SyncBatchNorm``, whose training form takes a GPU alone.
+    """PyTorch's ``SyncBatchNorm`` for CPUs; PyTorch's own trains only on GPUs.
 
     Shape:
         Input and output: ``(N, C, ...)``.
@@ -48,31 +47,31 @@ class CPUSyncBatchNorm(_BatchNorm):
         dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
         count = _SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1]))
         mean = _SumOverProcesses.apply(x.sum(dims)) / count
-        centred = x - mean.view(shape)
-        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
+        centered = x - mean.view(shape)
+        variance = _SumOverProcesses.apply(centered.square().sum(dims)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
-        x = centred * (variance + self.eps).rsqrt().view(shape)
+        x = centered * (variance + self.eps).rsqrt().view(shape)
         return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
 
 
 def _sync_on_cpus(model: nn.Module) -> None:
     for part in model.modules():
-        if isinstance(part, nn.SyncBatchNorm):  # mmengine has a class of its own below it
+        if isinstance(part, nn.SyncBatchNorm):  # mmengine has a subclass
             part.__class__ = CPUSyncBatchNorm
 
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """mmengine's ``MMDistributedDataParallel`` of a model on a CPU, with every ``SyncBatchNorm`` one that runs there.
+    """mmengine's ``MMDistributedDataParallel`` for a model on a CPU, in which every ``SyncBatchNorm`` runs on the CPU.
 
     Args:
-        module: the model; its norms are changed in place and keep their weights.
-        kwargs: of ``MMDistributedDataParallel``, whose ``device_ids`` are for GPUs.
+        module: The model. Its norms are changed in place and keep their weights.
+        kwargs: Arguments of ``MMDistributedDataParallel``, except ``device_ids``, which are for GPUs.
     """
 
     def __init__(self, module: nn.Module, **kwargs) -> None:
@@ -82,21 +81,22 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 @STRATEGIES.register_module()
 class FSDPStrategy(MMEngineFSDPStrategy):
-    """mmengine's ``FSDPStrategy``, whose runs can be resumed with PyTorch 2.1 and newer, on GPUs and CPUs.
+    """mmengine's ``FSDPStrategy`` with runs that can be resumed, with PyTorch 2.1 and newer, on GPUs and CPUs.
 
     A checkpoint is one file with whole tensors, as a run of one process writes it, unless ``state_dict_cfg`` says
-    otherwise: the shards of mmengine's ``'local'`` cannot be read without executing a pickle.
+    otherwise. The shards of mmengine's ``'local'`` cannot be read without executing a pickle.
 
     Args:
-        kwargs: of mmengine's ``FSDPStrategy``.
+        kwargs: Arguments of mmengine's ``FSDPStrategy``.
     """
 
     def __init__(self, **kwargs) -> None:
-        # Named parameters, so that several groups of the optimizer stay apart.
-        wrapper, state = dict(type='MMFullyShardedDataParallel', use_orig_params=True), 'full'
+        # With use_orig_params the parameters keep their names, and the optimizer its groups.
+        wrapper: dict = dict(type='MMFullyShardedDataParallel', use_orig_params=True)
+        state: str | dict = 'full'
         if get_device() == 'cpu':
             wrapper['device_id'] = torch.device('cpu')
-            # To "offload" what is on a CPU copies nothing: PyTorch 2.13 then frees or overwrites what it returned.
+            # Offloading what is on a CPU copies nothing: PyTorch 2.13 then frees or overwrites what it returned.
             state = dict(
                 state_dict_type='FULL_STATE_DICT',
                 state_dict_config=dict(type='FullStateDictConfig', rank0_only=True, offload_to_cpu=False),
@@ -112,19 +112,19 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         return super()._wrap_model(model)
 
     def resume(self, filename: str, **kwargs) -> dict:
-        """mmengine's, from the checkpoint before it where one is damaged.
+        """Resume as mmengine does, but from the checkpoint before it if one is damaged.
 
-        ``CheckpointHook`` sees to that in other runs; ``FlexibleRunner`` loads before it calls a hook.
+        In other runs ``CheckpointHook`` does this; ``FlexibleRunner`` loads before it calls a hook.
 
         Raises:
-            WeightsError: none is whole.
+            WeightsError: No checkpoint is whole.
         """
         if damage(filename):
-            filename = find_whole_checkpoint(Path(filename).parent)
+            filename = find_whole_checkpoint(Path(filename).parent) or filename
         return super().resume(filename, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Takes what :meth:`optim_state_dict` gave; PyTorch 2.1 changed the order of the arguments."""
+        """Load what :meth:`optim_state_dict` returned; PyTorch 2.1 changed the order of the arguments."""
         self.optim_wrapper.load_state_dict(
             FullyShardedDataParallel.optim_state_dict_to_load(
                 model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
@@ -133,9 +133,9 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
 
 def use_cpus(cfg: Config) -> None:
-    """Has a run that ``torchrun`` started train on CPUs, connected by gloo.
+    """Prepare a run that ``torchrun`` started for CPUs, connected by gloo.
 
-    mmengine's launcher selects a GPU before it connects the processes, so that they are connected here.
+    The processes are connected here, because mmengine's launcher selects a GPU before it connects them.
     """
     torch.distributed.init_process_group('gloo')
     if cfg.get('model_wrapper_cfg') is None:

@@ -1,32 +1,46 @@
-"""The end of a run that cannot continue."""
+"""The end of a run before its time: why, and from where it can be resumed."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from mmengine.runner import Runner
 
 from mmcasvit.utils.errors import RunStopped
+from mmcasvit.weights.integrity import read_pointer
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def full_disk_explained(runner: Runner) -> Iterator[None]:
-    """Turns the error of any file that found no room, such as a log, into :class:`RunStopped`."""
+def stops_explained(runner: Runner) -> Iterator[None]:
+    """Explain the end of a run by causes outside of it: a full disk, a killed worker process, Ctrl-C.
+
+    Raises:
+        RunStopped: A file, such as a log, found no room, or a worker of a data loader was killed.
+        KeyboardInterrupt: The run was interrupted. The message says from where it can be resumed.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'{last_good(runner)} Resume with --resume.') from None
+    except RuntimeError as error:
+        if not re.match(r'DataLoader worker \(pid.*\) (is killed|exited unexpectedly)', str(error)):
             raise
         raise RunStopped(
-            f'training stopped: {error}. {last_good(runner)} Make room and go on from it with --resume.'
+            f'training stopped: a worker process of a data loader was killed, often for want of memory ({error}). '
+            f'{last_good(runner)} Resume with --resume; train_dataloader.num_workers=N sets the number of workers.'
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise RunStopped(
+            f'training stopped: {error}. {last_good(runner)} Free some space and resume with --resume.'
         ) from error
 
 
 def last_good(runner: Runner) -> str:
-    """A sentence on the checkpoint that a stopped run can be resumed from."""
-    pointer = Path(runner.work_dir, 'last_checkpoint')
-    last = pointer.read_text().strip() if pointer.is_file() else ''
-    return f'The last good checkpoint is {last}.' if last else 'No checkpoint had been written yet.'
+    """Return a sentence that names the checkpoint from which a stopped run can be resumed."""
+    last = read_pointer(runner.work_dir)
+    return 'No checkpoint had been written yet.' if last is None else f'The last good checkpoint is {last}.'

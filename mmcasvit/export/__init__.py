@@ -1,1 +1,1 @@
-"""Exported models: formats, graphs, comparison, evaluation."""
+"""Exported models: the file formats, the graphs written into them, and how their outputs compare with PyTorch's."""

@@ -1,137 +1,135 @@
-"""Compares an exported model with the model in PyTorch, as mmdet and mmseg run it, picture by picture."""
+"""Comparison of an exported model with the PyTorch model it was made from, run image by image by mmdet or mmseg."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmcasvit.datasets.shapes import draw_scene
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.timing import Timer, interleave
 
 from .formats import Exported
 from .graphs import converts_to_rgb
 from .signature import Signature
 
-# How far outputs may be from PyTorch's: numbers relative to the largest one of the output, decisions (classes of
-# pixels, detections) by the share that is another one.
+# Largest accepted difference from PyTorch. Continuous outputs: relative to the largest value of the output. Classes of
+# pixels and detections: share of those that differ.
 TOLERANCES = dict(fp32=1e-3, fp16=0.15, bf16=0.15, int8=0.5)
-# Two detections are the same if they have the same label and overlap at least so much.
+# Two detections are the same if they have the same label and at least this IoU.
 SAME_IOU = 0.8
 
 
-def drawn_pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
-    """Made-up pictures, the same every time: ``(H, W, 3)`` in uint8 BGR."""
+def synthetic_images(count: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """Draw images ``(H, W, 3)`` in uint8 BGR, the same in every call."""
     return [draw_scene(np.random.default_rng([0, i]), *size).image for i in range(count)]
 
 
-def fit(picture: np.ndarray, preprocessor: nn.Module, signature: Signature) -> np.ndarray:
-    """Pads a picture with the mean colour, on the right and at the bottom, to the fixed size of a graph.
+def pad_to_size(image: np.ndarray, preprocessor: nn.Module, signature: Signature) -> np.ndarray:
+    """Pad an image ``(H, W, 3)`` with the mean color, on the right and at the bottom, to the fixed size of a graph.
 
     Raises:
-        UsageError: it is larger than that.
+        UsageError: If the image is larger than that.
     """
     if signature.free_size:
-        return picture
+        return image
     height, width = signature.size
-    if picture.shape[0] > height or picture.shape[1] > width:
+    if image.shape[0] > height or image.shape[1] > width:
         raise UsageError(
-            f'a picture of {picture.shape[0]}x{picture.shape[1]} does not fit the exported {height}x{width}.'
+            f'an image of {image.shape[0]}x{image.shape[1]} does not fit into the exported size {height}x{width}.'
         )
     mean = preprocessor.mean.flatten().round().byte().tolist()
-    fitted = np.empty((height, width, 3), np.uint8)
-    fitted[:] = mean[::-1] if converts_to_rgb(preprocessor) else mean
-    fitted[: picture.shape[0], : picture.shape[1]] = picture
-    return fitted
+    padded = np.empty((height, width, 3), np.uint8)
+    padded[:] = mean[::-1] if converts_to_rgb(preprocessor) else mean
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
 
 
-def feed(picture: np.ndarray, preprocessor: nn.Module, signature: Signature) -> Tensor:
-    """A picture ``(H, W, 3)`` in uint8 BGR as the graph of a signature takes it."""
+def _to_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+def graph_input(image: np.ndarray, preprocessor: nn.Module, signature: Signature) -> Tensor:
+    """Convert an image ``(H, W, 3)`` in uint8 BGR to the input of a graph, padded to its fixed size."""
+    image = pad_to_size(image, preprocessor, signature)
     if signature.pixels is not None:
-        ordered = picture[..., ::-1] if signature.pixels == 'rgb' else picture
+        ordered = image[..., ::-1] if signature.pixels == 'rgb' else image
         return torch.from_numpy(np.ascontiguousarray(ordered))[None]
-    return normalised(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None], preprocessor)
+    return normalize(_to_tensor(image), preprocessor)
 
 
-def normalised(image: Tensor, preprocessor: nn.Module) -> Tensor:
-    """``(1, 3, H, W)`` in BGR as the data preprocessor of a model normalises it, without its padding."""
+def normalize(image: Tensor, preprocessor: nn.Module) -> Tensor:
+    """Normalize an image ``(1, 3, H, W)`` in BGR by the data preprocessor of a model, without its padding."""
     data = preprocessor(dict(inputs=[image[0]], data_samples=[BaseDataElement()]), False)
     return data['inputs'][..., : image.shape[2], : image.shape[3]]
 
 
 class Reference:
-    """A model in PyTorch, run as its framework runs it on one picture, with outputs named as in the graph.
+    """PyTorch model, run on one image as its framework does, with outputs named as in the graph.
 
     Args:
-        model: with its data preprocessor, in eval mode.
-        signature: of the graph it is compared with.
+        model: Model with its data preprocessor, in eval mode.
+        signature: Signature of the graph to compare with.
     """
 
     def __init__(self, model: nn.Module, signature: Signature):
         self.model, self.signature = model, signature
 
     @torch.no_grad()
-    def __call__(self, picture: np.ndarray) -> dict[str, Tensor]:
-        image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    def __call__(self, image: np.ndarray) -> dict[str, Tensor]:
+        x = _to_tensor(image)
         if self.signature.resize:
-            image = F.interpolate(image.float(), self.signature.size, mode='bilinear', align_corners=False)
-        names = self.signature.outputs
+            x = F.interpolate(x.float(), self.signature.size, mode='bilinear', align_corners=False)
+        if self.signature.what == 'detector':
+            return self._detect(x, image.shape[:2])
+        names, x = self.signature.outputs, normalize(x, self.model.data_preprocessor)
         if self.signature.what == 'backbone':
-            return dict(zip(names, self.model.backbone(normalised(image, self.model.data_preprocessor))))
-        if self.signature.what == 'segmentor':
-            logits = self.model.encode_decode(
-                normalised(image, self.model.data_preprocessor), [dict(img_shape=image.shape[2:])]
-            )
-            return {names[0]: logits.argmax(1) if self.signature.argmax else logits}
-        return self._detect(image, picture.shape[:2])
+            return dict(zip(names, self.model.backbone(x)))
+        logits = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
+        return {names[0]: logits.argmax(1) if self.signature.argmax else logits}
 
-    def _detect(self, image: Tensor, given: tuple[int, int]) -> dict[str, Tensor]:
+    def _detect(self, x: Tensor, original: tuple[int, int]) -> dict[str, Tensor]:
         from mmdet.structures import DetDataSample
 
-        size = tuple(image.shape[2:])
+        size = tuple(x.shape[2:])
         sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
-        data = self.model.data_preprocessor(dict(inputs=[image[0]], data_samples=[sample]), False)
+        data = self.model.data_preprocessor(dict(inputs=[x[0]], data_samples=[sample]), False)
         found = self.model.predict(data['inputs'], data['data_samples'], rescale=False)[0].pred_instances
-        ratio = found.bboxes.new_tensor([given[1] / size[1], given[0] / size[0]] * 2)
+        ratio = found.bboxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
         result = dict(boxes=found.bboxes * ratio, scores=found.scores, labels=found.labels)
         if 'masks' in found:
             result['masks'] = found.masks
         return result
 
 
-def detections_of(
-    found: dict[str, Tensor],
-    number: int,
-    size: tuple[int, int] | None = None,
-    mask_head: nn.Module | None = None,
-    threshold: float = 0.5,
-) -> dict[str, Tensor]:
-    """The detections of one image without the rows that only fill the table up, masks pasted into the picture.
+def detections_of(found: dict[str, Tensor], index: int, size: tuple[int, int], model: nn.Module) -> dict[str, Tensor]:
+    """Return the detections of one image, without empty rows and with full-size masks.
 
     Args:
-        found: outputs of a graph.
-        number: of the image.
-        size: ``(height, width)`` of the picture that masks are pasted into.
-        mask_head: of mmdet, which pastes them.
-        threshold: from which probability on a pixel belongs to a mask.
+        found: Outputs of a graph.
+        index: Index of the image in the batch.
+        size: Size ``(height, width)`` of the masks.
+        model: Detector of mmdet, whose mask head and threshold are used.
     """
-    one = {name: out[number][found['scores'][number] > 0] for name, out in found.items()}
+    one = {name: out[index][found['scores'][index] > 0] for name, out in found.items()}
     if 'masks' in one:
-        one['masks'] = paste(one['masks'], one['boxes'], size, mask_head, threshold)
+        head, threshold = model.roi_head.mask_head, model.roi_head.test_cfg.mask_thr_binary
+        one['masks'] = _paste(one['masks'], one['boxes'], size, head, threshold)
     return one
 
 
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], mask_head: nn.Module, threshold: float) -> Tensor:
-    """Masks ``(D, 28, 28)`` in their boxes as mmdet pastes them: ``(D, H, W)``, boolean."""
-    from mmengine.config import ConfigDict
-
+def _paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], mask_head: nn.Module, threshold: float) -> Tensor:
+    """Paste masks ``(D, 28, 28)`` into their boxes as mmdet does: ``(D, H, W)``, boolean."""
     if not len(masks):
         return torch.zeros(0, *size, dtype=torch.bool)
-    # As if all had the first class: of a graph only the mask of the right class comes out.
+    # A graph outputs one mask per box, that of its class. To the mask head all boxes get the first class.
     return mask_head._predict_by_feat_single(
         masks[:, None].logit(),
         boxes.clone(),
@@ -144,7 +142,7 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], mask_head: nn.Mod
 
 @dataclass
 class Difference:
-    """The largest difference so far between an exported model and PyTorch, by name of the output."""
+    """Largest difference between an exported model and PyTorch so far, by name of the output."""
 
     by_output: dict[str, float] = field(default_factory=dict)
 
@@ -156,69 +154,108 @@ class Difference:
     def largest(self) -> float:
         return max(self.by_output.values())
 
-    def add(self, found: dict[str, Tensor], wanted: dict[str, Tensor], diagonal: float) -> None:
-        """Compares the outputs for one picture; those of a detector as :func:`detections_of` gives them."""
-        if 'boxes' in wanted:
-            self._add_detections(found, wanted, diagonal)
+    def add(self, found: dict[str, Tensor], expected: dict[str, Tensor], diagonal: float) -> None:
+        """Add the outputs for one image; those of a detector as :func:`detections_of` returns them."""
+        if 'boxes' in expected:
+            self._add_detections(found, expected, diagonal)
             return
-        for name, right in wanted.items():
+        for name, right in expected.items():
             if right.is_floating_point():
-                self.note(name, relative(found[name], right))
+                self.note(name, _relative(found[name], right))
             else:
                 self.note(name, float((found[name] != right).float().mean()))
 
-    def _add_detections(self, found: dict[str, Tensor], wanted: dict[str, Tensor], diagonal: float) -> None:
+    def _add_detections(self, found: dict[str, Tensor], expected: dict[str, Tensor], diagonal: float) -> None:
         from mmdet.structures.bbox import bbox_overlaps
 
-        overlap = bbox_overlaps(found['boxes'], wanted['boxes'])
-        overlap[found['labels'][:, None] != wanted['labels'][None]] = 0
-        pairs, free = [], torch.ones(len(wanted['scores']), dtype=torch.bool)
+        overlap = bbox_overlaps(found['boxes'], expected['boxes'])
+        overlap[found['labels'][:, None] != expected['labels'][None]] = 0
+        pairs, free = [], torch.ones(len(expected['scores']), dtype=torch.bool)
         for i, row in enumerate(overlap):
             row = row * free
             if len(row) and row.max() >= SAME_IOU:
                 j = int(row.argmax())
                 free[j] = False
                 pairs.append((i, j))
-        mine, theirs = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
-        total = float(found['scores'].sum() + wanted['scores'].sum())
-        matched = float(found['scores'][mine].sum() + wanted['scores'][theirs].sum())
+        left, right = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        total = float(found['scores'].sum() + expected['scores'].sum())
+        matched = float(found['scores'][left].sum() + expected['scores'][right].sum())
         self.note('detections', (total - matched) / total if total else 0.0)
         for name, scale in (('boxes', diagonal), ('scores', 1.0)):
-            gap = (found[name][mine] - wanted[name][theirs]).abs()
+            gap = (found[name][left] - expected[name][right]).abs()
             self.note(name, float(gap.max()) / scale if len(pairs) else 0.0)
-        if 'masks' in wanted:
-            union = (found['masks'][mine] | wanted['masks'][theirs]).sum()
-            self.note('masks', float((found['masks'][mine] ^ wanted['masks'][theirs]).sum() / union.clamp(min=1)))
+        if 'masks' in expected:
+            union = (found['masks'][left] | expected['masks'][right]).sum()
+            self.note('masks', float((found['masks'][left] ^ expected['masks'][right]).sum() / union.clamp(min=1)))
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference, relative to the largest number that was wanted."""
-    if found.shape != wanted.shape:
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference relative to the largest expected value."""
+    if found.shape != expected.shape:
         return math.inf
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
-def compare(exported: Exported, model: nn.Module, pictures: Sequence[np.ndarray]) -> Difference:
-    """Runs both on every picture.
+def compare(exported: Exported, model: nn.Module, images: Sequence[np.ndarray]) -> Difference:
+    """Run an exported model and PyTorch on the same images and compare the outputs.
 
     Args:
-        exported: what was exported.
-        model: what it was made of, with its data preprocessor, in eval mode.
-        pictures: ``(H, W, 3)`` each, in uint8 BGR.
+        exported: Exported model.
+        model: Model it was made from, with its data preprocessor, in eval mode.
+        images: Images ``(H, W, 3)`` in uint8 BGR.
     """
     difference, reference = Difference(), Reference(model, exported.signature)
-    for picture in pictures:
-        picture = fit(picture, model.data_preprocessor, exported.signature)
-        wanted = reference(picture)
-        found = exported(feed(picture, model.data_preprocessor, exported.signature))
-        size = picture.shape[:2]
+    for image in images:
+        image = pad_to_size(image, model.data_preprocessor, exported.signature)
+        expected = reference(image)
+        found = exported(graph_input(image, model.data_preprocessor, exported.signature))
         if exported.signature.what == 'detector':
-            found = detections_of(found, 0, size, *_masking(model))
-        difference.add(found, wanted, math.hypot(*size))
+            found = detections_of(found, 0, image.shape[:2], model)
+        difference.add(found, expected, math.hypot(*image.shape[:2]))
     return difference
 
 
-def _masking(model: nn.Module) -> tuple[nn.Module | None, float]:
-    if not getattr(model, 'with_mask', False):
-        return None, 0.5
-    return model.roi_head.mask_head, model.roi_head.test_cfg.mask_thr_binary
+def measure_latency(exported: Exported, model: nn.Module, image: np.ndarray, threads: int) -> tuple[float, float]:
+    """Return the median milliseconds of an exported model and of PyTorch on one image, measured in turns."""
+    image = pad_to_size(image, model.data_preprocessor, exported.signature)
+    x, reference = graph_input(image, model.data_preprocessor, exported.signature), Reference(model, exported.signature)
+    runs = dict(exported=lambda: exported(x), pytorch=lambda: reference(image))
+    samples = interleave({name: Timer(run, 'cpu', threads) for name, run in runs.items()}, rounds=5)
+    return 1000 * statistics.median(samples['exported']), 1000 * statistics.median(samples['pytorch'])
+
+
+def report(
+    exported: Exported, model: nn.Module, images: Sequence[np.ndarray], tolerance: float | None, threads: int
+) -> tuple[dict[str, object], str]:
+    """Compare outputs and latency of an exported model with PyTorch's.
+
+    Args:
+        exported: Exported model.
+        model: Model it was made from, with its data preprocessor, in eval mode.
+        images: Images ``(H, W, 3)`` in uint8 BGR.
+        tolerance: Largest accepted difference. Defaults to that of the precision.
+        threads: Number of threads of both.
+
+    Returns:
+        A row for a table, and what differs by more than the tolerance, or an empty string.
+    """
+    difference, precision = compare(exported, model, images), exported.signature.precision
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    milliseconds, pytorch = measure_latency(exported, model, images[0], threads)
+    row = {
+        'file': exported.path.name,
+        'precision': precision,
+        'MiB': f'{exported.bytes / 2**20:.2f}',
+        'images': len(images),
+        **{f'difference of {name}': f'{value:.1e}' for name, value in difference.by_output.items()},
+        'tolerance': f'{tolerance:g}',
+        'ms': milliseconds,
+        'PyTorch, ms': pytorch,
+    }
+    if difference.largest <= tolerance:
+        return row, ''
+    name = max(difference.by_output, key=difference.by_output.__getitem__)
+    return row, (
+        f'{exported.path} differs from PyTorch by {difference.largest:.2g} in {name}, and the tolerance is '
+        f'{tolerance:g}'
+    )

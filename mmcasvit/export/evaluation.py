@@ -1,4 +1,4 @@
-"""Runs an exported model in the place of the model it was made of, so that the same metrics judge both."""
+"""Evaluation of an exported model: it replaces the PyTorch model, so that the same metrics judge both."""
 
 import copy
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from .signature import Signature
 
 @TRANSFORMS.register_module()
 class ResizeInto(BaseTransform):
-    """Scales a picture in its own proportions until it fills a size in one direction.
+    """Transform that resizes an image to the largest size that fits, with its aspect ratio kept.
 
-    mmcv's ``Resize`` takes its scale for a long and a short side, so that an upright picture would not fit into a size
-    that is wider than high.
+    mmcv's ``Resize`` reads its scale as a long and a short side, so a portrait image would not fit into a landscape
+    size.
 
     Args:
-        size: ``(height, width)``.
+        size: Size ``(height, width)`` to fit into.
     """
 
     def __init__(self, size: tuple[int, int]):
@@ -44,7 +44,7 @@ class ResizeInto(BaseTransform):
 
 
 def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict]:
-    """A test pipeline whose pictures fit a graph: into a fixed size they are scaled, in their own proportions."""
+    """Return a test pipeline whose images fit a graph: to a fixed size they are resized by :class:`ResizeInto`."""
     if signature.free_size:
         return list(pipeline)
     resize = dict(type='mmcasvit.ResizeInto', size=signature.size)
@@ -52,8 +52,8 @@ def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict
     return fitted if resize in fitted else [*fitted[:1], resize, *fitted[1:]]
 
 
-def picture_pipeline(cfg: Config, signature: Signature) -> list[dict]:
-    """The test pipeline of a config, fitted to a graph, for pictures without annotations."""
+def image_pipeline(cfg: Config, signature: Signature) -> list[dict]:
+    """Return the test pipeline of a config, fitted to a graph, for images without annotations."""
     return [
         step
         for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
@@ -61,15 +61,13 @@ def picture_pipeline(cfg: Config, signature: Signature) -> list[dict]:
     ]
 
 
-def load_pictures(paths: Sequence[str], cfg: Config, signature: Signature) -> list[np.ndarray]:
-    """Reads pictures through the config's own test pipeline: ``(H, W, 3)`` each, in uint8 BGR."""
-    pipeline = Compose(picture_pipeline(cfg, signature))
+def load_images(paths: Sequence[str], cfg: Config, signature: Signature) -> list[np.ndarray]:
+    """Load images ``(H, W, 3)`` in uint8 BGR through the test pipeline of a config."""
+    pipeline = Compose(image_pipeline(cfg, signature))
     return [pipeline(dict(img_path=path, img_id=i))['inputs'].permute(1, 2, 0).numpy() for i, path in enumerate(paths)]
 
 
 class _ExportedBackbone(nn.Module):
-    """An exported backbone in the place of one in PyTorch."""
-
     def __init__(self, exported: Exported):
         super().__init__()
         self.exported = exported
@@ -79,24 +77,24 @@ class _ExportedBackbone(nn.Module):
 
 
 def _padded(image: Tensor, signature: Signature) -> Tensor:
-    """An image ``(N, 3, H, W)`` with zeros on the right and at the bottom, up to a fixed size.
+    """Pad an image ``(N, 3, H, W)`` with zeros, on the right and at the bottom, to a fixed size.
 
     Raises:
-        UsageError: it is larger than that.
+        UsageError: If the image is larger than that.
     """
     if signature.free_size or tuple(image.shape[2:]) == signature.size:
         return image
     bottom, right = (side - given for side, given in zip(signature.size, image.shape[2:]))
     if min(bottom, right) < 0:
         raise UsageError(
-            f'an image of {image.shape[2]}x{image.shape[3]} does not fit the exported '
+            f'an image of {image.shape[2]}x{image.shape[3]} does not fit into the exported size '
             f'{signature.size[0]}x{signature.size[1]}.'
         )
     return F.pad(image, (0, right, 0, bottom))
 
 
-def _fed(image: Tensor, signature: Signature) -> Tensor:
-    """What a data preprocessor gives, as the graph takes it: normalised, or pixels where the graph normalises."""
+def _graph_input(image: Tensor, signature: Signature) -> Tensor:
+    """Convert the output of a data preprocessor, normalized or BGR pixels, to the input of a graph."""
     image = _padded(image, signature)
     if signature.pixels is None:
         return image
@@ -104,14 +102,14 @@ def _fed(image: Tensor, signature: Signature) -> Tensor:
 
 
 def substitute(model: nn.Module, exported: Exported) -> nn.Module:
-    """A copy of a model that lets an exported one compute.
+    """Return a copy of a model in which an exported model does the computation.
 
     Args:
-        model: of mmdet or mmseg, with its data preprocessor and whatever of it was not exported.
-        exported: the backbone or the whole of it.
+        model: Model of mmdet or mmseg with its data preprocessor and all parts that were not exported.
+        exported: Exported backbone or model.
 
     Raises:
-        UsageError: the two do not belong together.
+        UsageError: If the two do not belong together.
     """
     signature = exported.signature
     kind = 'segmentor' if hasattr(model, 'encode_decode') else 'detector'
@@ -122,8 +120,8 @@ def substitute(model: nn.Module, exported: Exported) -> nn.Module:
     if signature.pixels is not None:
         if signature.what == 'backbone':
             raise UsageError(
-                'a backbone that takes pixels cannot be evaluated within a model, which pads what is '
-                'normalised already: export it without --preprocess.'
+                'a backbone that takes pixels cannot be evaluated: the model around it pads images that are '
+                'already normalized. Export it without --preprocess.'
             )
         new.data_preprocessor = copy.copy(model.data_preprocessor)
         new.data_preprocessor._enable_normalize = new.data_preprocessor._channel_conversion = False
@@ -140,12 +138,14 @@ def substitute(model: nn.Module, exported: Exported) -> nn.Module:
 def _check_outputs(backbone: nn.Module, signature: Signature, path: Path) -> None:
     expected = [f'stage{i + 1}' for i in backbone.out_indices]
     if list(signature.outputs) != expected:
-        raise UsageError(f'{path} gives {", ".join(signature.outputs)}, and the config wants {", ".join(expected)}.')
+        raise UsageError(
+            f'{path} outputs {", ".join(signature.outputs)}, and the config expects {", ".join(expected)}.'
+        )
 
 
 def _logits(exported: Exported, inputs: Tensor, classes: int) -> Tensor:
-    """Logits ``(N, K, H, W)``; classes of a graph that gives these count as logits of 0 and 1."""
-    [found] = exported(_fed(inputs, exported.signature)).values()
+    """Return logits ``(N, K, H, W)``. If a graph outputs classes, their logits are 1 and the others 0."""
+    [found] = exported(_graph_input(inputs, exported.signature)).values()
     if exported.signature.argmax:
         found = F.one_hot(found.long(), classes).permute(0, 3, 1, 2).float()
     if exported.signature.resize:
@@ -154,27 +154,25 @@ def _logits(exported: Exported, inputs: Tensor, classes: int) -> Tensor:
 
 
 def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list, rescale: bool) -> list:
-    """What a detector's ``predict`` does; each image has its own padding and scale, those of one size run together."""
-    assert rescale, 'detections of an exported model are those of the picture as it was read'
+    """Predict as the detector's own method does. Images of the same size run in one batch."""
+    assert rescale, 'an exported model returns detections in pixels of the original image'
     fed = []
     for image, sample in zip(inputs, samples):
         height, width = sample.img_shape[:2]
-        fed.append(_fed(image[None, :, :height, :width], exported.signature))
+        fed.append(_graph_input(image[None, :, :height, :width], exported.signature))
     for shape in {image.shape for image in fed}:
-        numbers = [i for i, image in enumerate(fed) if image.shape == shape]
-        found = exported(torch.cat([fed[i] for i in numbers]))
-        for row, number in enumerate(numbers):
-            samples[number].pred_instances = _instances(model, found, row, samples[number])
+        indices = [i for i, image in enumerate(fed) if image.shape == shape]
+        found = exported(torch.cat([fed[i] for i in indices]))
+        for row, i in enumerate(indices):
+            samples[i].pred_instances = _instances(model, found, row, samples[i])
     return samples
 
 
 def _instances(model: nn.Module, found: dict[str, Tensor], row: int, sample: BaseDataElement) -> InstanceData:
-    """The detections of one image of a batch, in pixels of the picture as it was read."""
-    mask_head = model.roi_head.mask_head if getattr(model, 'with_mask', False) else None
-    threshold = model.roi_head.test_cfg.mask_thr_binary if mask_head is not None else 0.5
+    """Return the detections of one image of a batch, in pixels of the original image."""
     height, width = sample.img_shape[:2]
-    # Of a picture that was padded to a fixed size, boxes may reach into the padding.
+    # If the image was padded to a fixed size, boxes may extend into the padding.
     boxes = torch.minimum(found['boxes'], found['boxes'].new_tensor([width, height, width, height]))
     boxes = boxes / boxes.new_tensor(sample.scale_factor * 2)
-    one = detections_of({**found, 'boxes': boxes}, row, tuple(sample.ori_shape[:2]), mask_head, threshold)
+    one = detections_of({**found, 'boxes': boxes}, row, tuple(sample.ori_shape[:2]), model)
     return InstanceData(bboxes=one.pop('boxes'), **one)

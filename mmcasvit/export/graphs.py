@@ -1,13 +1,15 @@
-"""What is exported: modules from one tensor to a tuple of tensors, made of a backbone or of a whole model.
+"""The graphs that are exported: modules that map one tensor to a tuple of tensors, built from a backbone or a model.
 
-mmdet's and mmseg's own layers, anchors and box coders compute in them. What is written anew is what a graph cannot hold
-as it stands there: the number of boxes is fixed, and a batch has no lists of images.
+The layers, anchors and box coders in them are mmdet's and mmseg's own. Only the parts that a graph cannot represent are
+rewritten: the number of boxes is fixed, and a batch is one tensor, not a list of images.
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from mmcasvit.models.deploy import deploy
@@ -16,12 +18,12 @@ from mmcasvit.utils.errors import UsageError
 from .operators import nms_keep, roi_align_level
 from .signature import DTYPES, Signature
 
-# split_thr only spares memory.
+# Options of NMS that the graph supports. split_thr affects memory only.
 _NMS_OPTIONS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
 class AdaptiveAveragePool(nn.Module):
-    """Adaptive average pooling as two matrix products, which exports with any size, fixed or not.
+    """Adaptive average pooling as two matrix products, which can be exported with a fixed or a dynamic size.
 
     Shape: ``(N, C, H, W)`` to ``(N, C, side, side)``.
     """
@@ -31,10 +33,10 @@ class AdaptiveAveragePool(nn.Module):
         self.side = side
 
     def weights(self, length: int, like: Tensor) -> Tensor:
-        """The share of each of ``length`` positions in each of ``side`` cells: ``(side, length)``."""
+        """Return the weight of each position in the mean of each cell: ``(side, length)``."""
         cell = torch.arange(self.side, device=like.device)[:, None]
         position = torch.arange(length, device=like.device)[None]
-        # A cell reaches from floor(cell * length / side) to ceil((cell + 1) * length / side).
+        # As in PyTorch, a cell covers floor(cell * length / side) to ceil((cell + 1) * length / side).
         inside = (position >= cell * length // self.side) & (position < -(-(cell + 1) * length // self.side))
         inside = inside.to(like.dtype)
         return inside / inside.sum(1, keepdim=True)
@@ -52,9 +54,9 @@ def _replace_adaptive_pooling(model: nn.Module) -> None:
 
 
 class BackboneGraph(nn.Module):
-    """A backbone alone.
+    """Graph of a backbone.
 
-    Shape: ``(N, 3, H, W)`` to a tuple of maps.
+    Shape: ``(N, 3, H, W)`` to a tuple of feature maps.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -67,15 +69,17 @@ class BackboneGraph(nn.Module):
 
 
 class SegmentorGraph(nn.Module):
-    """A segmentor of mmseg.
+    """Graph of a segmentor of mmseg.
 
-    Shape: ``(N, 3, H, W)`` to a tuple of one: logits ``(N, K, H, W)``, or classes ``(N, H, W)`` in int64.
+    Shape: ``(N, 3, H, W)`` to a tuple of one tensor: logits ``(N, K, H, W)``, or classes ``(N, H, W)`` in int64.
     """
 
     def __init__(self, model: nn.Module, argmax: bool):
         super().__init__()
         if argmax and model.decode_head.out_channels == 1:
-            raise UsageError('--argmax: the head has one output, which is compared with a threshold.')
+            raise UsageError(
+                '--argmax: the head has a single output, to which a threshold applies. Leave out --argmax.'
+            )
         self.model, self.argmax = model, argmax
         self.output_names = ['classes' if argmax else 'logits']
 
@@ -85,7 +89,7 @@ class SegmentorGraph(nn.Module):
 
 
 class LevelRoIAlign(nn.Module):
-    """Takes the place of mmdet's ``SingleRoIExtractor`` in a graph.
+    """Replacement for mmdet's ``SingleRoIExtractor`` that can be exported.
 
     Shape: maps of all levels and regions ``(R, 5)`` to ``(R, C, side, side)``.
     """
@@ -97,7 +101,7 @@ class LevelRoIAlign(nn.Module):
             layer.pool_mode != 'avg' or not layer.aligned or layer.output_size[0] != layer.output_size[1]
             for layer in layers
         ):
-            raise UsageError('only an aligned, square, averaging RoIAlign can be exported.')
+            raise UsageError("only RoIAlign with aligned=True, pool_mode='avg' and a square output can be exported.")
         self.map_roi_levels = extractor.map_roi_levels
         self.num_inputs = extractor.num_inputs
         self.side = layers[0].output_size[0]
@@ -112,24 +116,26 @@ class LevelRoIAlign(nn.Module):
 
 
 def _at_most(count: int, limit: int) -> int:
-    """The smaller of two, also where the first is a symbol of torch.export or a tensor of torch.jit.trace."""
+    """Return the smaller of two numbers. The first may be a symbol of torch.export or a tensor of torch.jit.trace."""
     return count.clamp(max=limit) if isinstance(count, Tensor) else torch.sym_min(count, limit)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of each image: ``(N, S, ...)`` by ``(N, D)`` to ``(N, D, ...)``."""
+    """Select rows of each image: ``(N, S, ...)`` indexed by ``(N, D)`` to ``(N, D, ...)``."""
     if x.dim() == 3:
         index = index[:, :, None].expand(-1, -1, x.shape[2])
     return x.gather(1, index)
 
 
 class DetectorGraph(nn.Module):
-    """A detector of mmdet with decoding and non-maximum suppression: RetinaNet and its like, Faster and Mask R-CNN.
+    """Graph of a detector of mmdet, box decoding and non-maximum suppression included.
+
+    Supports RetinaNet and other heads that select anchors in the same way, Faster R-CNN and Mask R-CNN.
 
     Shape:
         ``(N, 3, H, W)`` to boxes ``(N, D, 4)`` as x1, y1, x2, y2 in pixels of the input, scores ``(N, D)``, labels
-        ``(N, D)`` in int64, and with a mask head masks ``(N, D, 28, 28)``, probabilities within the box. D is
-        ``max_per_img`` of the config; the rows behind the last detection have score 0 and label -1.
+        ``(N, D)`` in int64, and with a mask head masks ``(N, D, 28, 28)`` as probabilities within each box. D is
+        ``max_per_img`` of the config. Rows after the last detection have score 0 and label -1.
     """
 
     def __init__(self, model: nn.Module):
@@ -146,14 +152,14 @@ class DetectorGraph(nn.Module):
             RPNHead._predict_by_feat_single,
         ):
             raise UsageError(
-                f'no export for the head {type(dense).__name__}: heads with anchors whose boxes are '
-                'selected as RetinaNet does, and RPN, can be exported.'
+                f'the head {type(dense).__name__} cannot be exported: only RPN and heads that select anchors as '
+                'RetinaNet does can.'
             )
         if self.two_stage and type(model.roi_head) is not StandardRoIHead:
-            raise UsageError(f'no export for {type(model.roi_head).__name__}, only for StandardRoIHead.')
+            raise UsageError(f'{type(model.roi_head).__name__} cannot be exported: only StandardRoIHead can.')
         for cfg in (dense.test_cfg, *([model.roi_head.test_cfg] if self.two_stage else [])):
             if cfg.nms.get('type', 'nms') != 'nms' or set(cfg.nms) - _NMS_OPTIONS:
-                raise UsageError(f'only plain non-maximum suppression is standard ONNX, and the config has {cfg.nms}.')
+                raise UsageError(f'only plain non-maximum suppression can be exported, and the config has {cfg.nms}.')
         self.dense = dense
         self.divisor = model.data_preprocessor.pad_size_divisor
         self.output_names = ['boxes', 'scores', 'labels']
@@ -169,7 +175,7 @@ class DetectorGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         size = image.shape[2:]
-        # As the data preprocessor of mmdet does it: zeros on the right and at the bottom.
+        # Pad as the data preprocessor of mmdet does, with zeros on the right and at the bottom.
         bottom, right = (-side % self.divisor for side in size)
         maps = self.model.extract_feat(F.pad(image, (0, right, 0, bottom)))
         boxes, scores, groups = self.candidates(maps, size)
@@ -181,8 +187,12 @@ class DetectorGraph(nn.Module):
         return (*found, self.masks(maps, found[0], found[2])) if self.model.roi_head.with_mask else found
 
     def candidates(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The best ``nms_pre`` of each level: boxes ``(N, S, 4)``, scores, and labels, or levels for RPN."""
-        # Not len(), which would fix the size of the batch.
+        """Return the best ``nms_pre`` boxes of each level.
+
+        Returns:
+            Boxes ``(N, S, 4)``, scores ``(N, S)``, and ``(N, S)`` labels, or levels for RPN.
+        """
+        # len() would make the batch size a constant.
         head, cfg, images = self.dense, self.dense.test_cfg, maps[0].shape[0]
         all_logits, all_deltas = head(maps)
         all_priors = head.prior_generator.grid_priors([x.shape[2:] for x in all_logits], device=maps[0].device)
@@ -211,14 +221,14 @@ class DetectorGraph(nn.Module):
         x, y = (decoded[..., i::2].clamp(min=0).clamp(max=size[1 - i]) for i in range(2))
         return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
-    def select(self, boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left of candidates by the rules of a test_cfg: boxes ``(N, D, 4)``, scores and groups ``(N, D)``."""
+    def select(self, boxes: Tensor, scores: Tensor, groups: Tensor, cfg: ConfigDict) -> tuple[Tensor, Tensor, Tensor]:
+        """Select the final boxes by the thresholds of a test_cfg: boxes ``(N, D, 4)``, scores and groups ``(N, D)``."""
         valid = scores > cfg.get('score_thr', 0)
         if cfg.get('min_bbox_size', -1) >= 0:
             valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > cfg.min_bbox_size).all(-1)
         scores = torch.where(valid, scores, 0)
         apart = boxes
-        if not cfg.nms.get('class_agnostic', False):  # moved apart, boxes of different groups do not overlap
+        if not cfg.nms.get('class_agnostic', False):  # shifted by group, so that different groups do not overlap
             apart = boxes + (groups * (boxes.amax((1, 2))[:, None] + 1))[..., None]
         scores = scores * nms_keep(apart, scores, cfg.nms.iou_threshold, cfg.max_per_img)
         scores, best = scores.topk(_at_most(scores.shape[1], cfg.max_per_img))
@@ -227,7 +237,7 @@ class DetectorGraph(nn.Module):
     def refine(
         self, maps: tuple[Tensor, ...], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Classifies proposals ``(N, P, 4)`` and moves their borders: ``P * K`` candidates an image."""
+        """Classify and refine proposals ``(N, P, 4)``, which yields ``P * K`` candidates per image."""
         head, (images, count, _) = self.model.roi_head.bbox_head, proposals.shape
         result = self.model.roi_head._bbox_forward(maps, self.rois(proposals))
         scores = result['cls_score'].float().softmax(-1)[:, :-1]
@@ -240,7 +250,7 @@ class DetectorGraph(nn.Module):
         return boxes, scores.reshape(images, -1), labels
 
     def masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
-        """The mask of each box: ``(N, D, 4)`` to ``(N, D, 28, 28)``."""
+        """Predict the mask of each box: ``(N, D, 4)`` to ``(N, D, 28, 28)``."""
         logits = self.model.roi_head._mask_forward(maps, self.rois(boxes))['mask_preds'].float()
         if self.model.roi_head.mask_head.class_agnostic:
             chosen = logits[:, 0]
@@ -250,35 +260,35 @@ class DetectorGraph(nn.Module):
 
     @staticmethod
     def rois(boxes: Tensor) -> Tensor:
-        """``(N, D, 4)`` to ``(N * D, 5)`` with the number of the image in front."""
+        """Prepend the image index to boxes: ``(N, D, 4)`` to ``(N * D, 5)``."""
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
 
 
 def converts_to_rgb(preprocessor: nn.Module) -> bool:
-    """Whether a data preprocessor of mmdet, mmseg or mmpretrain turns BGR into RGB."""
+    """Return whether a data preprocessor of mmdet, mmseg or mmpretrain converts BGR to RGB."""
     return getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False)
 
 
 class Preprocessing(nn.Module):
-    """What the data preprocessor of a model does to pixels, and stretching to a fixed size in front of it.
+    """Resizing to a fixed size, if requested, and the normalization of a model's data preprocessor.
 
-    Shape: pixels ``(N, H, W, 3)`` in uint8 (for Core ML ``(N, 3, H, W)`` in float32), to ``(N, 3, H, W)``.
+    Shape: pixels ``(N, H, W, 3)`` in uint8 (for Core ML ``(N, 3, H, W)`` in float32) to ``(N, 3, H, W)``.
     """
 
     def __init__(self, preprocessor: nn.Module, signature: Signature):
         super().__init__()
         if not preprocessor._enable_normalize:
-            raise UsageError('--preprocess: the data preprocessor of the config does not normalise.')
-        self.rows_of_pixels = signature.format != 'coreml'
-        # The weights are in the order of what the graph is fed, the model wants RGB where its preprocessor converts.
+            raise UsageError('--preprocess: the data preprocessor of the config does not normalize.')
+        self.channels_last = signature.format != 'coreml'
+        # The model expects RGB if its preprocessor converts to it, and BGR otherwise.
         self.flip = (signature.pixels == 'rgb') != converts_to_rgb(preprocessor)
         self.size = signature.size if signature.resize else None
         self.register_buffer('mean', preprocessor.mean.clone().float())
         self.register_buffer('scale', 1 / preprocessor.std.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if self.rows_of_pixels:
+        if self.channels_last:
             pixels = pixels.permute(0, 3, 1, 2)
         image = pixels.float()
         if self.flip:
@@ -289,10 +299,10 @@ class Preprocessing(nn.Module):
 
 
 class ExportGraph(nn.Module):
-    """A graph as it goes into a file: float32 (or pixels) in, float32 (or integers) out, whatever it computes in.
+    """Graph as it is written to a file: float32 or pixels in, float32 or integers out, in any precision.
 
     Attributes:
-        signature: what goes in and comes out.
+        signature: Inputs, outputs and options of the graph.
     """
 
     def __init__(self, graph: nn.Module, signature: Signature, preprocessor: nn.Module | None = None):
@@ -300,7 +310,7 @@ class ExportGraph(nn.Module):
         self.signature = signature
         self.dtype = DTYPES[signature.module_precision]
         self.preprocessing = None if signature.pixels is None else Preprocessing(preprocessor, signature)
-        # Not 'graph', a name that PyTorch's own graphs have taken.
+        # The attribute 'graph' is taken by PyTorch's own graph modules.
         self.inner = graph.to(self.dtype)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -314,9 +324,9 @@ class ExportGraph(nn.Module):
         return tuple(found)
 
     def example(self) -> Tensor:
-        """An input of the right shape and type, of two images where the batch is free: one would be taken for fixed."""
+        """Return an input of the right shape and type."""
         height, width = self.signature.size
-        batch = 2 if self.signature.dynamic_batch else 1
+        batch = 2 if self.signature.dynamic_batch else 1  # torch.export treats a dimension of 1 as constant
         if self.signature.pixels is None or self.signature.format == 'coreml':
             return torch.zeros(batch, 3, height, width)
         if self.signature.resize:
@@ -325,18 +335,19 @@ class ExportGraph(nn.Module):
 
 
 def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> ExportGraph:
-    """The graph of a model.
+    """Build the graph of a model.
 
     Args:
-        model: of mmdet or mmseg, or a bare backbone; it is left as it is.
-        signature: what to make; its ``outputs`` are filled in.
-        fold: export the deploy form.
+        model: Model of mmdet or mmseg, or a bare backbone. It is not modified.
+        signature: What to export. The graph's own signature has the ``outputs`` filled in.
+        fold: Use the deploy form.
 
     Raises:
-        UsageError: this kind of model cannot be exported in this way.
+        UsageError: If the model cannot be exported in this way.
     """
     preprocessor = getattr(model, 'data_preprocessor', None)
-    if signature.what == 'backbone':  # on its own: within a model, norms of its outputs are folded into the neck
+    # deploy() would fold the norms of a backbone's outputs into the neck of a whole model.
+    if signature.what == 'backbone':
         model = getattr(model, 'backbone', model)
     copied = deploy(model) if fold else copy.deepcopy(model).eval()
     _replace_adaptive_pooling(copied)
@@ -346,17 +357,17 @@ def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> Ex
         graph = SegmentorGraph(copied, signature.argmax)
     else:
         graph = DetectorGraph(copied)
-    return ExportGraph(graph, signature.with_outputs(graph.output_names), preprocessor).eval()
+    return ExportGraph(graph, replace(signature, outputs=tuple(graph.output_names)), preprocessor).eval()
 
 
 def kind_of(model: nn.Module) -> str:
-    """``'segmentor'`` or ``'detector'``.
+    """Return ``'segmentor'`` or ``'detector'``.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: If the model is neither.
     """
     if hasattr(model, 'encode_decode'):
         return 'segmentor'
     if hasattr(model, 'rpn_head') or getattr(model, 'bbox_head', None) is not None:
         return 'detector'
-    raise UsageError(f'no export for a whole {type(model).__name__}, only for its backbone: --what backbone')
+    raise UsageError(f'only the backbone of a {type(model).__name__} can be exported: --what backbone')

@@ -1,4 +1,4 @@
-"""The hook that evaluates an exported model."""
+"""Hook that evaluates an exported model."""
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -14,10 +14,10 @@ from .formats import load_exported
 
 @HOOKS.register_module()
 class ExportedHook(Hook):
-    """Evaluates an exported model with the metrics of the config.
+    """Hook that evaluates an exported model with the metrics of the config.
 
     Args:
-        file: what ``tools/export.py`` wrote.
+        file: File written by ``tools/export.py``.
     """
 
     priority = 'LOWEST'
@@ -28,7 +28,7 @@ class ExportedHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         self.original = runner.model
         if is_model_wrapper(runner.model):
-            raise UsageError('--exported: one process evaluates an exported model, not several.')
+            raise UsageError('--exported: an exported model is evaluated by one process, not by several.')
         runner.model = substitute(runner.model, self.exported)
         print_log(f'testing {self.exported.path}: {self.exported.signature}', logger='current')
 

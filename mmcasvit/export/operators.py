@@ -1,4 +1,4 @@
-"""Two operators of detectors that PyTorch's exporters cannot look into, and what they are in standard ONNX."""
+"""Operators of detectors that PyTorch's exporters cannot trace, with their translations to standard ONNX."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 @torch.library.custom_op('mmcasvit::nms_keep', mutates_args=())
 def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int) -> Tensor:
-    """Which boxes are left by greedy non-maximum suppression, image by image.
+    """Select boxes by greedy non-maximum suppression, image by image.
 
-    Mask instead of indices: its shape is known before it is computed, and so is that of everything behind it.
+    The result is a mask, not indices: its shape is known in advance, as exporters require.
 
     Args:
         boxes: ``(N, S, 4)`` as x1, y1, x2, y2.
-        scores: ``(N, S)``; boxes with a score of 0 or less are dropped.
-        iou_threshold: a box that overlaps a better one by more than this is dropped.
-        max_num: the best so many are kept.
+        scores: ``(N, S)``. Boxes with a score of 0 or less are dropped.
+        iou_threshold: Drop a box if its IoU with a better one is larger than this.
+        max_num: Maximum number of boxes to keep per image.
 
     Returns:
-        ``(N, S)``, 1 for what is left and 0 for what is dropped, in float32.
+        ``(N, S)`` in float32, 1 for boxes that are kept and 0 for the others.
     """
-    from mmcv.ops import nms  # here, so that a backbone can be exported beside an mmcv without operators
+    from mmcv.ops import nms  # lazy: backbones can be exported with an mmcv that has no compiled operators
 
     keep = torch.zeros_like(scores, dtype=torch.float32)
     for mask, image_boxes, image_scores in zip(keep, boxes, scores):
@@ -41,15 +41,15 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int) -> Tens
 def roi_align_level(
     maps: list[Tensor], rois: Tensor, levels: Tensor, side: int, scales: list[float], sampling_ratio: int
 ) -> Tensor:
-    """RoIAlign of every region on the map of its level, as mmdet's ``SingleRoIExtractor`` computes it.
+    """Compute RoIAlign of each region on the map of its level, as mmdet's ``SingleRoIExtractor`` does.
 
     Args:
-        maps: ``(N, C, H_i, W_i)`` of each level.
-        rois: ``(R, 5)``: number of the image, x1, y1, x2, y2 in pixels of the input.
-        levels: ``(R, )``, int64.
-        side: of the output, in cells.
-        scales: of each map relative to the input.
-        sampling_ratio: points a cell and direction, 0 for as many as the size of the region asks for.
+        maps: ``(N, C, H_i, W_i)`` for each level.
+        rois: ``(R, 5)`` as image index, x1, y1, x2, y2 in pixels of the input.
+        levels: ``(R,)`` in int64.
+        side: Height and width of the output, in cells.
+        scales: Scale of each map relative to the input.
+        sampling_ratio: Sampling points per cell and direction. 0 chooses it by the size of the region.
 
     Returns:
         ``(R, C, side, side)``.
@@ -70,7 +70,7 @@ def _(maps: list[Tensor], rois: Tensor, levels: Tensor, side: int, scales: list[
 
 
 def onnx_translations() -> dict[Callable, Callable]:
-    """For ``custom_translation_table`` of :func:`torch.onnx.export`: both operators in standard ONNX."""
+    """Return both operators in standard ONNX, as the ``custom_translation_table`` of :func:`torch.onnx.export`."""
     from onnxscript import opset18 as op
 
     def onnx_nms_keep(boxes, scores, iou_threshold: float, max_num: int):

@@ -1,4 +1,4 @@
-"""Post-training quantisation of OpenVINO's files to int8 by NNCF."""
+"""Post-training quantization of OpenVINO files to int8 by NNCF."""
 
 import importlib.util
 import logging
@@ -15,43 +15,44 @@ from torch import Tensor, nn
 from mmcasvit.utils.errors import UsageError
 
 from .formats import export
+from .runtimes.openvino import read_signature
 from .signature import KEY, Signature
 
-# Products of queries, keys and values grow with the third power of a map that leaves the range of its norms.
+# Products of queries, keys and values grow with the third power of activations that leave the range of the norms.
 LARGEST_ACTIVATION = 1e6
 
 
-def check_quantiser() -> None:
-    """Looks for NNCF.
+def check_quantizer() -> None:
+    """Check that NNCF is installed.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: If it is not.
     """
     if importlib.util.find_spec('nncf') is None:
         raise UsageError('int8 needs nncf: pip install "mmcasvit[quantization]"')
 
 
-def _behind_selection(network) -> list[str]:
-    """Names of what a detector computes of the boxes it has selected, but for the layers of a second stage.
+def _after_selection(network) -> list[str]:
+    """Return the names of the nodes after a detector's box selection, except the layers of a second stage.
 
-    Areas that choose a level of the pyramid, and features of a level on which no box of a calibration picture fell,
-    must not be rounded to the range that they had then.
+    They must not be rounded to the ranges seen in calibration: box areas, which choose a level of the pyramid, and
+    features of a level that no box of a calibration image used.
     """
-    layers, behind, names = ('Convolution', 'ConvolutionBackpropData', 'MatMul', 'Relu'), set(), []
+    layers, after, names = ('Convolution', 'ConvolutionBackpropData', 'MatMul', 'Relu'), set(), []
     for node in network.get_ordered_ops():
         sources = {node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size())}
-        if node.get_type_name() in ('NonMaxSuppression', 'TopK') or behind & sources:
-            behind.add(node.get_friendly_name())
+        if node.get_type_name() in ('NonMaxSuppression', 'TopK') or after & sources:
+            after.add(node.get_friendly_name())
             if node.get_type_name() not in layers:
                 names.append(node.get_friendly_name())
     return names
 
 
-def _largest_activation(quantised) -> float:
-    """The end of the widest range that an activation was given; infinite if one is no number."""
+def _largest_activation(quantized) -> float:
+    """Return the end of the widest range of an activation, or infinity if one is not finite."""
     constants = [
         node.input_value(i).get_node()
-        for node in quantised.get_ordered_ops()
+        for node in quantized.get_ordered_ops()
         if node.get_type_name() == 'FakeQuantize'
         for i in range(1, 5)
     ]
@@ -59,63 +60,64 @@ def _largest_activation(quantised) -> float:
     return max((end if math.isfinite(end) else math.inf for end in ends), default=0.0)
 
 
-def quantise(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
-    """Writes the int8 form of an OpenVINO file that computes in float32.
+def quantize(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
+    """Quantize an OpenVINO file in float32 to int8.
 
     Args:
-        source: the ``.xml`` file.
-        path: that to be written.
-        images: from which the ranges of activations are taken, each as the graph takes it.
+        source: The ``.xml`` file to read.
+        path: The ``.xml`` file to write.
+        images: Inputs of the graph to calibrate the ranges of activations on.
 
     Raises:
-        UsageError: NNCF is missing, or activations explode on some of the images.
+        UsageError: If NNCF is missing, or activations explode on some of the images.
     """
-    check_quantiser()
-    os.environ.setdefault('NNCF_CI', '1')  # or importing it tells its makers, without asking anybody
+    check_quantizer()
+    os.environ.setdefault('NNCF_CI', '1')  # disables NNCF's telemetry, which is on by default
     import nncf
     import openvino
 
     logging.getLogger('nncf').setLevel(logging.ERROR)
     network = openvino.Core().read_model(source)
-    signature = Signature.from_json(str(network.get_rt_info([KEY]).value), source)
-    quantised = nncf.quantize(
+    signature = read_signature(network, source)
+    quantized = nncf.quantize(
         network,
         nncf.Dataset([image.numpy() for image in images]),
         subset_size=len(images),
-        # Mixed: of GELU's and the gates' products, which are no symmetric numbers, half of the range would be lost.
+        # MIXED quantizes activations asymmetrically. The outputs of GELU and of the gates' products are not symmetric
+        # and would lose half of a symmetric range.
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=_behind_selection(network), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=_after_selection(network), validate=False),
     )
-    largest = _largest_activation(quantised)
+    largest = _largest_activation(quantized)
     if largest > LARGEST_ACTIVATION:
         raise UsageError(
-            f'on some of the pictures for calibration activations reach {largest:.1g}: the model itself '
-            'is unstable there, in any precision, and int8 has no range for it. Train it longer or at a '
-            'lower rate, or calibrate on other pictures.'
+            f'on some of the calibration images activations reach {largest:.1g}: the model itself is unstable there, '
+            'in any precision, and int8 cannot represent this range. Train it longer or at a lower learning rate, or '
+            'calibrate on other images.'
         )
-    quantised.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
-    openvino.save_model(quantised, path, compress_to_fp16=False)
+    quantized.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
+    openvino.save_model(quantized, path, compress_to_fp16=False)
 
 
-def export_quantised(
+def export_quantized(
     model: nn.Module, signature: Signature, path: str | Path, images: Sequence[Tensor], fold: bool | None = None
 ) -> None:
-    """Writes a model into OpenVINO's files, with weights and activations of its layers in int8.
+    """Export a model to OpenVINO with the weights and activations of its layers in int8.
 
-    What a detector computes of the boxes it has selected stays in float32, but for the layers of a second stage.
+    What a detector computes after its box selection stays in float32, except the layers of a second stage.
 
     Args:
-        model: of mmdet or mmseg, or a bare backbone.
-        signature: what to make of it, in the format ``'openvino'`` and the precision ``'int8'``.
-        path: the ``.xml`` file.
-        images: from which the ranges of activations are taken, each as the graph takes a batch of one.
-        fold: as of :func:`mmcasvit.exporting.export`.
+        model: Model of mmdet or mmseg, or a bare backbone.
+        signature: What to export, with the format ``'openvino'`` and the precision ``'int8'``.
+        path: The ``.xml`` file to write.
+        images: Inputs of the graph, as batches of one, to calibrate the ranges of activations on.
+        fold: As in :func:`mmcasvit.export.formats.export`.
 
     Raises:
-        UsageError: NNCF is missing, or this model cannot be exported in this way.
+        UsageError: If NNCF is missing, or the model cannot be exported in this way.
     """
-    check_quantiser()  # before the export, which takes its time
+    check_quantizer()  # before the export, which takes a while
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder, 'full.xml')
         export(model, replace(signature, precision='fp32'), full, fold)
-        quantise(full, path, images)
+        quantize(full, path, images)

@@ -1,33 +1,37 @@
-"""What goes into an exported graph and what comes out of it: written into each file, read when it is loaded."""
+"""The interface of an exported graph. It is stored in every exported file and read back when the file is loaded."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from mmcasvit.utils.errors import UsageError
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
-# The name under which a file keeps its signature.
+# The metadata key under which a file stores its signature.
 KEY = 'mmcasvit'
+# A loaded file: takes the input of the graph, returns its outputs in the order of the signature.
+Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The interface of an exported graph.
+    """Inputs, outputs and options of an exported graph.
 
     Attributes:
-        format: one of :data:`mmcasvit.exporting.formats.FORMATS`.
+        format: One of :data:`mmcasvit.export.formats.FORMATS`.
         what: ``'backbone'``, ``'segmentor'`` or ``'detector'``.
-        size: ``(height, width)`` of the input; with ``resize`` that to which pixels are stretched.
-        dynamic_batch, dynamic_size: what may differ from the example; a fixed batch is 1.
-        precision: what it computes in.
-        pixels: ``'rgb'`` or ``'bgr'`` if the graph takes pixels, ``(N, H, W, 3)`` in uint8, and normalises them;
-            None if it takes normalised images ``(N, 3, H, W)`` in float32.
-        resize: pixels of any size are stretched to ``size``; boxes are in pixels of what was given.
-        argmax: a segmentor that gives classes instead of logits.
-        outputs: names of what comes out.
+        size: Input size ``(height, width)``. With ``resize``, the size to which pixels are resized.
+        dynamic_batch: If False, the batch size is 1.
+        dynamic_size: If False, the input has exactly ``size`` pixels.
+        precision: Precision of the computation.
+        pixels: Channel order ``'rgb'`` or ``'bgr'`` if the graph takes raw pixels ``(N, H, W, 3)`` in uint8 and
+            normalizes them. None if it takes normalized images ``(N, 3, H, W)`` in float32.
+        resize: Resize pixels of any size to ``size`` inside the graph. Boxes are in pixels of the original image.
+        argmax: Return classes instead of logits (segmentors only).
+        outputs: Names of the outputs.
     """
 
     format: str
@@ -43,26 +47,23 @@ class Signature:
 
     @property
     def module_precision(self) -> str:
-        """What the weights are converted to in PyTorch: some converters and runtimes do it themselves."""
+        """Precision of the PyTorch module before it is written. OpenVINO and Core ML convert the weights themselves."""
         return 'fp32' if self.format in ('openvino', 'coreml') else self.precision
 
     @property
     def free_size(self) -> bool:
-        """Whether images of any size can be given."""
+        """Whether the graph takes images of any size."""
         return self.dynamic_size or self.resize
-
-    def with_outputs(self, names: Sequence[str]) -> 'Signature':
-        return replace(self, outputs=tuple(names))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | None, path: object) -> 'Signature':
-        """Reads what :meth:`to_json` wrote.
+        """Parse the output of :meth:`to_json`.
 
         Raises:
-            UsageError: there is nothing to read, or something else.
+            UsageError: If the text is missing or is not a signature.
         """
         try:
             fields = json.loads(text or '')

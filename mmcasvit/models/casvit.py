@@ -1,25 +1,23 @@
-"""CAS-ViT, a backbone whose token mixer gates instead of comparing tokens in pairs (arXiv 2408.03703).
+"""CAS-ViT, a backbone whose token mixer gates tokens instead of comparing them in pairs (arXiv 2408.03703).
 
-The file reads from the bottom layers to the model: what saves memory in training, gates, branches, block, backbone.
-Names of parameters are those of the published weights, so that a published file loads without renaming.
+The file reads from the smallest layers to the model: gates, residual branches, block, backbone. Parameters have the
+names of the published weights, so published files load without renaming.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, PretrainedInit
-from mmengine.model.efficient_conv_bn_eval import efficient_conv_bn_eval_forward
-from torch import Tensor, nn, rsqrt
-from torch.compiler import is_compiling
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from mmcasvit.archs import ARCHS, STRIDES, parse_arch
 from mmcasvit.registry import MODELS, TOKEN_MIXERS
 from mmcasvit.weights.pretrained import load_pretrained
 
+from .folding import conv_norm, norm_conv
+from .gradient_checkpointing import checkpointed
 from .token_mixers import build_token_mixer
 
 MLP_RATIO = 4
@@ -33,73 +31,8 @@ def _depthwise(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
 
-def affine_of(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The scale and the shift, ``(C, )`` each, that a norm with its running statistics amounts to."""
-    scale = rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
-
-
-def _folds(norm: nn.Module, conv: nn.Conv2d) -> bool:
-    """Whether ``norm_eval`` made a norm an affine map that a convolution in training can absorb.
-
-    In eval mode nothing is folded: exporters, tracers and hooks on norms find every layer in its place.
-    """
-    return isinstance(norm, _BatchNorm) and norm.track_running_stats and conv.training and not norm.training
-
-
-def _conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; with frozen statistics one convolution, which keeps no map for the gradient of the norm.
-
-    Source: "Tune-Mode ConvBN Blocks" (arXiv 2305.11624), mmengine's ``efficient_conv_bn_eval``.
-    """
-    return efficient_conv_bn_eval_forward(norm, conv, x) if _folds(norm, conv) else norm(conv(x))
-
-
-def _norm_conv(norm: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(norm(x))``; with frozen statistics one convolution, which must be 1x1: the norm comes before padding."""
-    if not _folds(norm, conv):
-        return conv(norm(x))
-    scale, shift = affine_of(norm)
-    # Multiplied and summed, since autocast would round a matrix product.
-    bias = (conv.weight * shift[:, None, None]).sum((1, 2, 3)) + (0 if conv.bias is None else conv.bias)
-    return conv._conv_forward(x, conv.weight * scale[:, None, None], bias)
-
-
-@contextmanager
-def _running_stats_kept(norms: Sequence[_BatchNorm]):
-    """Batch statistics are used but not recorded: a recomputation must not record them again."""
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-
-
-def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor, owners: Sequence[nn.Module]) -> Tensor:
-    """``function(x)``, of which the backward pass computes again what it needs; its norms are in ``owners``.
-
-    PyTorch stops at the last tensor that is needed: a convolution at the end of the function is not computed again.
-    """
-    norms = [
-        m
-        for owner in owners
-        for m in owner.modules()
-        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
-    ]
-    if not norms or is_compiling():  # a compiled graph records statistics in its forward half alone
-        return checkpoint(function, x, use_reentrant=False)
-    return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_stats_kept(norms)))
-
-
 class SpatialGate(nn.Module):
-    """Weighs every position by one number, the same for all channels.
+    """Gate that weights each position by one factor, shared by all channels.
 
     Source: the spatial operation of CATM (arXiv 2408.03703, section 3.2).
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
@@ -117,11 +50,11 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         depthwise, norm, relu, conv, sigmoid = self.block
-        return x * sigmoid(conv(relu(_conv_norm(depthwise, norm, x))))
+        return x * sigmoid(conv(relu(conv_norm(depthwise, norm, x))))
 
 
 class ChannelGate(nn.Module):
-    """Weighs every channel by one number, the same for all positions.
+    """Gate that weights each channel by one factor, shared by all positions.
 
     Source: the channel operation of CATM (arXiv 2408.03703, section 3.2).
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
@@ -136,39 +69,54 @@ class ChannelGate(nn.Module):
 
 
 class Branch(nn.Module):
-    """What a residual connection of the block goes around: a dense convolution, then a light part.
+    """Residual branch of a block: a dense convolution, then a cheap part.
 
-    Light are depthwise convolutions, norms, activations and gates, and a 1x1 convolution at the end: many
-    activations for little arithmetic. With ``with_cp='selective'`` the backward pass computes them again from the
-    output of the dense convolution, with ``with_cp=True`` all of the branch from its input.
+    The cheap part consists of depthwise convolutions, norms, activations and gates, and ends with a convolution, which
+    is never recomputed. It holds most of the activations and little of the arithmetic, so that recomputing it saves
+    much memory in little time.
 
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
+
+    Args:
+        with_cp: What the backward pass recomputes instead of keeping it in memory. False: nothing. ``'selective'``:
+            the cheap part, from the output of the dense convolution. True: the whole branch, from its input.
     """
 
     def __init__(self, with_cp: bool | str):
         super().__init__()
         self.with_cp = with_cp
 
+    def dense(self, x: Tensor, *norm: nn.Module) -> Tensor:
+        """Apply the dense convolution, after a norm if one is given. Only ``with_cp=True`` recomputes this part."""
+        raise NotImplementedError
+
+    def cheap(self, x: Tensor) -> Tensor:
+        """Apply the rest to the output of the dense convolution. Any ``with_cp`` but False recomputes this part."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor, *norm: nn.Module) -> Tensor:
-        """Computes the branch, behind a norm if one is given."""
         if not self.with_cp or not self.training:
-            return self.light(self.dense(x, *norm))
+            return self.cheap(self.dense(x, *norm))
         if self.with_cp == 'selective':
-            return _recomputed(self.light, self.dense(x, *norm), [self])
-        return _recomputed(lambda x: self.light(self.dense(x, *norm)), x, [self, *norm])
+            return checkpointed(self.cheap, self.dense(x, *norm), [self])
+        return checkpointed(lambda x: self.cheap(self.dense(x, *norm)), x, [self, *norm])
 
 
 @TOKEN_MIXERS.register_module('additive')
 class AdditiveTokenMixer(Branch):
-    """Convolutional additive token mixer (CATM): adds gated queries and keys where attention multiplies them.
+    """Convolutional additive token mixer (CATM), which adds gated queries and keys where attention multiplies them.
 
-    Linear in the number of positions, since no two positions are ever compared.
+    Its cost is linear in the number of positions, because no two positions are compared.
 
     Source: arXiv 2408.03703, section 3.2.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
 
     Args:
-        spatial_gate, channel_gate: without one of them, or both, the mixer of an ablation.
+        channels: C.
+        norm_cfg: The norm of the spatial gates, as mmcv builds it.
+        with_cp: As in :class:`Branch`.
+        spatial_gate: Whether query and key pass a spatial gate. Only ablations turn it off.
+        channel_gate: Whether query and key pass a channel gate. Only ablations turn it off.
     """
 
     def __init__(
@@ -176,7 +124,7 @@ class AdditiveTokenMixer(Branch):
     ):
         super().__init__(with_cp)
 
-        def gates() -> nn.Sequential:  # what is left out keeps its place, so that the other keeps its name
+        def gates() -> nn.Sequential:  # a missing gate keeps its place, so that the other one keeps its name
             return nn.Sequential(
                 SpatialGate(channels, norm_cfg) if spatial_gate else nn.Identity(),
                 ChannelGate(channels) if channel_gate else nn.Identity(),
@@ -189,18 +137,18 @@ class AdditiveTokenMixer(Branch):
         self.proj = _depthwise(channels)
 
     def dense(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return _norm_conv(norm, self.qkv, x)
+        return norm_conv(norm, self.qkv, x)
 
-    def light(self, x: Tensor) -> Tensor:
+    def cheap(self, x: Tensor) -> Tensor:
         q, k, v = x.chunk(3, dim=1)  # (N, 3C, H, W) to three of (N, C, H, W)
         return self.proj(self.dwc(self.oper_q(q) + self.oper_k(k)) * v)
 
 
 class LocalPerception(Branch):
-    """The integration subnet: mixes a 3x3 neighbourhood before the token mixer.
+    """Integration subnet, which mixes a 3x3 neighborhood before the token mixer.
 
-    Source: the published weights. The paper's text describes three depthwise convolutions, the weights hold a
-    1x1, a 3x3 depthwise and a 1x1.
+    Source: the published weights. They hold a 1x1, a 3x3 depthwise and a 1x1 convolution, where the paper's text
+    describes three depthwise ones.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
 
@@ -216,15 +164,15 @@ class LocalPerception(Branch):
 
     def dense(self, x: Tensor) -> Tensor:
         conv, norm, *_ = self.network
-        return _conv_norm(conv, norm, x)
+        return conv_norm(conv, norm, x)
 
-    def light(self, x: Tensor) -> Tensor:
+    def cheap(self, x: Tensor) -> Tensor:
         _, _, depthwise, act, conv = self.network
         return conv(act(depthwise(x)))
 
 
 class Mlp(Branch):
-    """Two 1x1 convolutions, four times wider in between.
+    """Two 1x1 convolutions with four times as many channels in between.
 
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
     """
@@ -236,16 +184,16 @@ class Mlp(Branch):
         self.fc2 = nn.Conv2d(MLP_RATIO * channels, channels, 1)
 
     def dense(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return _norm_conv(norm, self.fc1, x)
+        return norm_conv(norm, self.fc1, x)
 
-    def light(self, x: Tensor) -> Tensor:
+    def cheap(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(x))
 
 
 class CASViTBlock(nn.Module):
-    """Integration subnet, token mixer and MLP, each around a residual connection.
+    """Block of an integration subnet, a token mixer and an MLP, each with a residual connection.
 
-    Drop path acts on the mixer and on the MLP; the integration subnet has none, as in the published model.
+    Drop path acts on the token mixer and on the MLP, but not on the integration subnet, as in the published model.
 
     Source: arXiv 2408.03703, figure 3.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
@@ -269,22 +217,23 @@ class CASViTBlock(nn.Module):
         self.mlp = Mlp(channels, act_cfg, with_cp)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def mixed(self, x: Tensor) -> Tensor:
-        """The token mixer behind its norm; one that is no branch knows neither of norms nor of checkpointing."""
+    def mix(self, x: Tensor) -> Tensor:
+        """Apply the norm and the token mixer."""
         if isinstance(self.attn, Branch):
             return self.attn(x, self.norm1)
+        # Other mixers know nothing of norms and of checkpointing.
         if self.with_cp is True and self.training:
-            return _recomputed(lambda x: self.attn(self.norm1(x)), x, [self.norm1, self.attn])
+            return checkpointed(lambda x: self.attn(self.norm1(x)), x, [self.norm1, self.attn])
         return self.attn(self.norm1(x))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.local_perception(x)
-        x = x + self.drop_path(self.mixed(x))
+        x = x + self.drop_path(self.mix(x))
         return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2 and a norm between two stages.
+    """Downsampling between two stages: a 3x3 convolution of stride 2 and a norm.
 
     Shape: ``(N, C_in, H, W)`` to ``(N, C_out, ceil(H / 2), ceil(W / 2))``.
     """
@@ -295,7 +244,7 @@ class Downsample(nn.Module):
         self.norm = _norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _conv_norm(self.proj, self.norm, x)
+        return conv_norm(self.proj, self.norm, x)
 
 
 @MODELS.register_module()
@@ -303,44 +252,46 @@ class CASViT(BaseModule):
     """CAS-ViT as a multi-scale backbone.
 
     Args:
-        arch: one of ``CASViT.arch_settings`` (``'xs'``, ``'s'``, ``'m'``, ``'t'``, ``'l'``), or a dict with the
-            same two fields: ``depths``, the number of blocks of the four stages, and ``channels``, their widths.
-        in_channels: channels of the input image.
-        out_indices: the stages whose outputs are returned, counted from 0; negative ones count from the end.
-        drop_path_rate: the drop path rate of the last block. It rises linearly over all blocks from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, ``k`` the stem and the first ``k`` stages with the
-            downsampling in front of each. Frozen parts get no gradient and stay in eval mode. The output norms
-            are never frozen: no published weights hold them, they are learned with the neck.
-        norm_eval: keep every BatchNorm of the backbone (SyncBN included) in eval mode under ``.train()``. Except for
-            the output norms they are then folded into the convolutions next to them in each step, which saves time
-            and memory; gradients are the same, but hooks on these norms do not fire in training.
-        norm_cfg: the norm layers, as mmcv builds them.
-        act_cfg: the activation of the integration subnet and of the MLP. The stem and the gates use ReLU.
-        with_cp: what the backward pass computes again instead of keeping it: nothing, with ``True`` the stem and
-            every branch of every block, with ``'selective'`` what is cheap in the branches (depthwise convolutions,
-            norms, activations, gates). Gradients stay the same, statistics are recorded once. Token mixers other
-            than the additive one are kept whole with ``'selective'``.
-        token_mixer: ``'additive'``, which is CAS-ViT's own, or one to compare it with: ``'self_attention'``,
-            ``'separable'``, ``'efficient_additive'``, ``'pooling'``, ``'identity'``, or one of your own, see
-            :mod:`mmcasvit.token_mixers`. A dict gives it arguments, such as
-            ``dict(type='additive', spatial_gate=False)``. No published weights hold others than the additive one.
-        init_cfg: as in mmengine. With ``type='Pretrained'`` the file may be a published one or a checkpoint of
-            a detector or segmentor; see :func:`mmcasvit.load_pretrained` for what is accepted and refused.
+        arch: A name in ``CASViT.arch_settings`` (``'xs'``, ``'s'``, ``'m'``, ``'t'``, ``'l'``), or a dict with the
+            same two fields: ``depths``, the number of blocks in each of the four stages, and ``channels``, their
+            widths.
+        in_channels: Number of channels of the input image.
+        out_indices: Stages whose outputs are returned, counted from 0. Negative ones count from the end.
+        drop_path_rate: Drop path rate of the last block. The rate rises linearly from 0 over all blocks.
+        frozen_stages: -1 freezes nothing, 0 the stem, and ``k`` the stem and the first ``k`` stages, each with the
+            downsampling before it. Frozen parts get no gradient and stay in eval mode. The output norms are never
+            frozen: no published ImageNet weights contain them, and they are learned together with the neck.
+        norm_eval: Keep every BatchNorm of the backbone (including SyncBN) in eval mode under ``.train()``. In each
+            training step, all but the output norms are then folded into the convolutions next to them. This saves
+            time and memory and leaves the gradients the same, but hooks on these norms do not fire in training.
+        norm_cfg: Norm layers, as mmcv builds them. By default BatchNorm.
+        act_cfg: Activation of the integration subnet and of the MLP, by default GELU. The stem and the gates use
+            ReLU.
+        with_cp: What the backward pass recomputes instead of keeping it in memory. False: nothing. ``'selective'``:
+            the cheap part of each branch (depthwise convolutions, norms, activations, gates). True: the stem and
+            every branch of every block. Gradients stay the same, and statistics of norms are recorded once. With
+            ``'selective'``, nothing is recomputed in token mixers other than the additive one.
+        token_mixer: ``'additive'``, the mixer of CAS-ViT, or one to compare it with: ``'self_attention'``,
+            ``'separable'``, ``'efficient_additive'``, ``'pooling'``, ``'identity'``, or your own, see
+            :mod:`mmcasvit.models.token_mixers`. A dict passes arguments to it, such as
+            ``dict(type='additive', spatial_gate=False)``. All published weights are for the additive mixer.
+        init_cfg: As in mmengine. With ``type='Pretrained'``, the file may be a published one or a checkpoint of a
+            detector or segmentor; :func:`mmcasvit.load_pretrained` describes which files are accepted.
 
     Attributes:
-        arch_settings: on the class, ``depths`` and ``channels`` of each arch.
-        strides: on the class, the strides of the four stages relative to the input, in pixels.
-        out_channels: on the instance, the channels of each returned map: a neck's ``in_channels``.
-        out_strides: on the instance, the stride of each returned map.
+        arch_settings: Class attribute, ``depths`` and ``channels`` of each arch.
+        strides: Class attribute, strides of the four stages relative to the input, in pixels.
+        out_channels: Number of channels of each returned map: the ``in_channels`` of a neck.
+        out_strides: Stride of each returned map, in pixels.
 
     Raises:
-        ValueError: an unknown arch or token mixer, a malformed arch dict, an index or a number out of range.
-        TypeError: an unknown argument, of the backbone or of the token mixer.
+        ValueError: The arch or the token mixer is unknown, the arch dict is malformed, or a value is out of range.
+        TypeError: An argument of the backbone or of the token mixer is unknown.
 
     Shape:
-        Input ``(N, in_channels, H, W)``, H and W at least 32. Output: a tuple with one
-        ``(N, C_i, H / 2^(i+2), W / 2^(i+2))`` per index ``i`` of ``out_indices``, sizes rounded up, each behind
-        its own norm.
+        Input: ``(N, in_channels, H, W)``, H and W at least 32. Output: a tuple with one map
+        ``(N, C_i, H / 2^(i+2), W / 2^(i+2))`` for each ``i`` of ``out_indices``, sizes rounded up. Each map has
+        passed its own norm.
 
     Example:
         >>> import torch
@@ -402,8 +353,8 @@ class CASViT(BaseModule):
             nn.ReLU(),
         )
         rates = [drop_path_rate * block / (sum(depths) - 1) for block in range(sum(depths))]
-        # Stages stand at the even places and downsampling between them, as the published names count. Stages
-        # behind the last output are not built: their parameters would never get a gradient.
+        # As in the published names, stages have even indices and the downsampling between them odd ones. Stages after
+        # the last output are not built, because their parameters would never get a gradient.
         self.network = nn.ModuleList()
         for stage in range(self.out_indices[-1] + 1):
             depth, width = depths[stage], channels[stage]
@@ -420,7 +371,7 @@ class CASViT(BaseModule):
             )
         for i in self.out_indices:
             self.add_module(f'norm{2 * i}', _norm(norm_cfg, channels[i]))
-        self.train()
+        self.train()  # applies frozen_stages and norm_eval
 
     @staticmethod
     def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
@@ -430,22 +381,17 @@ class CASViT(BaseModule):
         if wrong or not indices or sorted(set(resolved)) != list(resolved):
             raise ValueError(
                 'out_indices must be one or more of 0, 1, 2, 3 (or -4 to -1, counted from the end), '
-                f'each once and in rising order, got {out_indices!r}.'
+                f'each once and in ascending order, got {out_indices!r}.'
             )
         return resolved
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        return [self.patch_embed, *self.network[: max(0, 2 * self.frozen_stages - 1)]]
-
     def _freeze_stages(self) -> None:
-        for module in self._frozen_modules():
-            module.eval()
-            module.requires_grad_(False)
+        if self.frozen_stages >= 0:
+            for module in (self.patch_embed, *self.network[: max(0, 2 * self.frozen_stages - 1)]):
+                module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'CASViT':
-        """Switches modes as in PyTorch; frozen stages, and norms under ``norm_eval``, stay in eval mode."""
+        """Set the mode as in PyTorch; frozen stages, and with ``norm_eval`` all BatchNorms, stay in eval mode."""
         super().train(mode)
         self._freeze_stages()
         if self.norm_eval:
@@ -455,10 +401,10 @@ class CASViT(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialises as mmengine does, except that a pretrained file is loaded and checked tensor by tensor.
+        """Initialize as in mmengine, but check a pretrained file tensor by tensor and load it only if it fits.
 
         Raises:
-            mmcasvit.WeightsError: the file does not fit this backbone.
+            mmcasvit.WeightsError: The file does not fit this backbone.
         """
         cfgs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg or {}]
         pretrained = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
@@ -467,7 +413,7 @@ class CASViT(BaseModule):
             return
         given = self.init_cfg
         try:
-            self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+            self.init_cfg: dict | list | None = [cfg for cfg in cfgs if cfg not in pretrained]
             super().init_weights()
         finally:
             self.init_cfg = given
@@ -476,20 +422,20 @@ class CASViT(BaseModule):
 
     def _stem(self, x: Tensor) -> Tensor:
         conv1, norm1, relu1, conv2, norm2, relu2 = self.patch_embed
-        x = relu1(_conv_norm(conv1, norm1, x))
-        return relu2(_conv_norm(conv2, norm2, x))
+        x = relu1(conv_norm(conv1, norm1, x))
+        return relu2(conv_norm(conv2, norm2, x))
 
     def stem(self, x: Tensor) -> Tensor:
-        """What the first stage is given: ``(N, in_channels, H, W)`` to ``(N, C_0, H / 4, W / 4)``."""
+        """Compute the input of the first stage: ``(N, in_channels, H, W)`` to ``(N, C_0, H / 4, W / 4)``."""
         if self.with_cp is True and self.patch_embed.training:
-            return _recomputed(self._stem, x, [self.patch_embed])
+            return checkpointed(self._stem, x, [self.patch_embed])
         return self._stem(x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x)
         outputs = []
-        for place, layer in enumerate(self.network):
+        for i, layer in enumerate(self.network):
             x = layer(x)
-            if place % 2 == 0 and place // 2 in self.out_indices:
-                outputs.append(getattr(self, f'norm{place}')(x))
+            if i % 2 == 0 and i // 2 in self.out_indices:
+                outputs.append(getattr(self, f'norm{i}')(x))
         return tuple(outputs)

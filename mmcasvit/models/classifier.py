@@ -1,6 +1,6 @@
 """The ImageNet classifier as a plain PyTorch module, with the methods that timm expects of its models.
 
-It needs neither timm, which :mod:`mmcasvit.models.timm_models` registers it with, nor mmpretrain. The mmpretrain
+It needs neither timm nor mmpretrain. :mod:`mmcasvit.models.timm_models` registers it with timm. The mmpretrain
 classifier of this project has the same weights under the same names, so checkpoints work in both.
 """
 
@@ -22,14 +22,14 @@ OUTPUT_NORM_KEY = re.compile(r'backbone\.' + OUTPUT_NORM)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A convolution for RGB images, made to take images of another number of channels as timm does it.
+    """Adapt the weight of a convolution for RGB images to another number of channels, as timm does.
 
-    For one channel the weights of the three are summed; for others they are repeated and scaled by how many there are
-    now, so that an image whose channels are all alike gives what it gave before.
+    For one channel, the weights of the three are summed. For more, they are repeated and scaled, so that the output
+    for an image with equal channels stays the same.
 
     Args:
         weight: ``(C, 3, K, K)``.
-        channels: how many the images have.
+        channels: Number of channels of the images.
 
     Returns:
         ``(C, channels, K, K)``.
@@ -43,7 +43,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def _own_names(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """Renames the authors' weights before PyTorch loads them, whose own errors stay as they are."""
+    """Rename the authors' weights in place, before PyTorch loads them."""
     given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     renamed = to_own_names(given)
     if renamed.keys() != given.keys():
@@ -53,7 +53,7 @@ def _own_names(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
 
 
 class _Heads(nn.Module):
-    """The two linear layers, ``(N, C)`` to a pair of ``(N, num_classes)``; without classes ``(N, C)`` twice."""
+    """Pair of linear layers, ``(N, C)`` to two of ``(N, num_classes)``; with no classes, a pair of identities."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -72,24 +72,24 @@ class CASViTClassifier(nn.Module):
     """CAS-ViT with the authors' two linear heads, whose logits are averaged.
 
     Args:
-        arch: as in :class:`mmcasvit.CASViT`.
-        num_classes: 0 for no heads: the output is what they are given.
-        in_chans: channels of the image.
-        global_pool: ``'avg'``, or ``''`` for no pooling, which only goes without heads.
-        drop_rate: of the dropout in front of the heads.
-        drop_path_rate: as in :class:`mmcasvit.CASViT`.
-        output_norms: behind each stage the norm that dense models learn, and not behind the last one alone.
-        backbone: further arguments of :class:`mmcasvit.CASViT`, such as ``norm_eval`` or ``token_mixer``.
+        arch: As in :class:`mmcasvit.CASViT`.
+        num_classes: Number of classes. With 0 there are no heads, and the features are returned.
+        in_chans: Number of channels of the image.
+        global_pool: ``'avg'``, or ``''`` for no pooling, which requires ``num_classes=0``.
+        drop_rate: Dropout rate before the heads.
+        drop_path_rate: As in :class:`mmcasvit.CASViT`.
+        output_norms: Add the norms that dense models learn after each stage. By default only the last stage has one.
+        backbone: Further arguments of :class:`mmcasvit.CASViT`, such as ``norm_eval`` or ``token_mixer``.
 
     Attributes:
-        feature_info: channels, stride and name of the four stages, as timm has them.
+        feature_info: Channels, stride and name of the four stages, in the form that timm uses.
 
     Raises:
-        ValueError: ``global_pool`` is neither of the two, or goes not with heads.
+        ValueError: ``global_pool`` is unknown, or is ``''`` with heads.
 
     Shape:
-        Input ``(N, in_chans, H, W)``, H and W at least 32. Output: logits ``(N, num_classes)``; without heads
-        ``(N, C)``, without pooling ``(N, C, H / 32, W / 32)``.
+        Input: ``(N, in_chans, H, W)``, H and W at least 32. Output: logits ``(N, num_classes)``; without heads
+        ``(N, C)``; without pooling ``(N, C, H / 32, W / 32)``.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CASViTClassifier(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.distilled_training = False
         channels = parse_arch(arch)[1]
-        self.feature_info = [
+        self.feature_info: list[dict] = [
             dict(num_chs=channels[stage], reduction=CASViT.strides[stage], module=f'backbone.network.{2 * stage}')
             for stage in range(4)
         ]
@@ -120,54 +120,54 @@ class CASViTClassifier(nn.Module):
         self.register_load_state_dict_pre_hook(_own_names)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, besides biases and norms: there are none."""
+        """Return the names of parameters without weight decay, apart from biases and norms: none."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns that group parameters by depth, for timm's layer-wise learning rates.
+        """Return patterns that group parameters by depth, for timm's layer-wise learning rates.
 
         Args:
-            coarse: a group for each stage instead of each block.
+            coarse: Group by stage instead of by block.
         """
         if coarse:
             return dict(stem=r'^backbone\.patch_embed', blocks=r'^backbone\.network\.(\d+)')
         return dict(
             stem=r'^backbone\.patch_embed',
             blocks=[
-                (r'^backbone\.network\.(\d+)\.(?:proj|norm)', (0,)),  # the downsampling in front of a stage
+                (r'^backbone\.network\.(\d+)\.(?:proj|norm)', (0,)),  # the downsampling before a stage
                 (r'^backbone\.network\.(\d+)\.(\d+)', None),
                 (r'^backbone\.norm', (99999,)),
             ],
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Has the backward pass compute stem and branches again; ``'selective'`` as ``with_cp`` of the backbone."""
+        """Set what the backward pass recomputes, as ``with_cp`` of :class:`mmcasvit.CASViT` does."""
         for module in self.backbone.modules():
             if hasattr(module, 'with_cp'):
                 module.with_cp = enable
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """Gives the logits of both heads in training instead of their average."""
+        """Set whether training returns the logits of both heads instead of their average."""
         self.distilled_training = enable
 
     def get_classifier(self) -> tuple[nn.Module, nn.Module]:
-        """The two heads."""
+        """Return the two heads."""
         return self.head.head, self.head.dist_head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts new heads in place of those there are.
+        """Replace the heads by new ones.
 
         Args:
-            num_classes: as of the class.
-            global_pool: as of the class; ``None`` leaves it as it is.
+            num_classes: As in the constructor.
+            global_pool: As in the constructor. None leaves the pooling as it is.
         """
         global_pool = self.global_pool if global_pool is None else global_pool
         if global_pool not in ('avg', ''):
             raise ValueError(f"global_pool must be 'avg' or '', got {global_pool!r}.")
         if num_classes and not global_pool:
-            raise ValueError("global_pool='' goes with num_classes=0: the heads read pooled features.")
-        self.num_classes, self.global_pool = num_classes, global_pool
-        # Where and in the precision in which the backbone is.
+            raise ValueError("global_pool='' requires num_classes=0, because the heads need pooled features.")
+        self.num_classes = num_classes
+        self.global_pool: str = global_pool
         like = next(self.backbone.parameters())
         self.head = _Heads(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
 
@@ -180,35 +180,35 @@ class CASViTClassifier(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of stages, and of the backbone.
+        """Compute the outputs of stages.
 
         Args:
             x: ``(N, in_chans, H, W)``.
-            indices: the stages, negative ones counted from the end; an int takes that many last ones, ``None`` all.
-            norm: put each map behind its norm, where there is one.
-            stop_early: leave out the stages behind the last of the indices.
-            output_fmt: ``'NCHW'``, the only form.
-            intermediates_only: give the list alone.
+            indices: Stages, negative ones counted from the end. An int stands for that many last stages, None for all.
+            norm: Apply the norm of each stage to its map, where there is one.
+            stop_early: Skip the stages after the last one in ``indices``.
+            output_fmt: Must be ``'NCHW'``.
+            intermediates_only: Return only the list.
 
         Returns:
-            What :meth:`forward_features` gives (with ``stop_early`` the last stage that was computed) and a list of
-            ``(N, C_i, H / 2^(i+2), W / 2^(i+2))``.
+            The output of :meth:`forward_features` (with ``stop_early`` that of the last computed stage), and a list
+            of maps ``(N, C_i, H / 2^(i+2), W / 2^(i+2))``.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}.")
         taken = self._stages_of(indices)
         intermediates = []
         x = self.backbone.stem(x)
-        for place, layer in enumerate(self.backbone.network):
+        for i, layer in enumerate(self.backbone.network):
             x = layer(x)
-            if place % 2:
+            if i % 2:
                 continue
-            behind = getattr(self.backbone, f'norm{place}', nn.Identity())(x)
-            if place // 2 in taken:
-                intermediates.append(behind if norm else x)
-            if stop_early and place // 2 == max(taken):
+            normalized = getattr(self.backbone, f'norm{i}', nn.Identity())(x)
+            if i // 2 in taken:
+                intermediates.append(normalized if norm else x)
+            if stop_early and i // 2 == max(taken):
                 break
-        return intermediates if intermediates_only else (behind, intermediates)
+        return intermediates if intermediates_only else (normalized, intermediates)
 
     def _stages_of(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.backbone.network) // 2 + 1
@@ -217,20 +217,20 @@ class CASViTClassifier(nn.Module):
         stages = range(-indices, 0) if isinstance(indices, int) else indices
         if not stages or any(stage not in range(-count, count) for stage in stages):
             raise ValueError(
-                f'indices must be one or more of 0 to {count - 1} (or -{count} to -1, counted from the '
-                f'end), or how many of the last ones, got {indices!r}.'
+                f'indices must be one or more of 0 to {count - 1} (or -{count} to -1, counted from the end), '
+                f'or the number of last stages, got {indices!r}.'
             )
         return [stage % count for stage in stages]
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Takes out what :meth:`forward_intermediates` does not need for these indices.
+        """Remove the layers that :meth:`forward_intermediates` does not need for these indices.
 
         Args:
-            indices: as there.
-            prune_norm: take the norms of all outputs out as well.
-            prune_head: take the heads out. They always go with the last stage.
+            indices: As there.
+            prune_norm: Remove the norms of all outputs as well.
+            prune_head: Remove the heads. They are always removed together with the last stage.
 
         Returns:
             The stages, counted from 0.
@@ -255,15 +255,15 @@ class CASViTClassifier(nn.Module):
         return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The map in front of the pooling, ``(N, C, H / 32, W / 32)``."""
+        """Compute the map before the pooling, ``(N, C, H / 32, W / 32)``."""
         return self.backbone(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Pools the map of :meth:`forward_features` and classifies it.
+        """Pool the output of :meth:`forward_features` and classify it.
 
         Args:
             x: ``(N, C, H / 32, W / 32)``.
-            pre_logits: stop in front of the heads.
+            pre_logits: Stop before the heads.
         """
         if self.global_pool:
             x = adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C, H / 32, W / 32) to (N, C)
@@ -277,10 +277,10 @@ class CASViTClassifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a file under the names of this model, the first convolution for its number of channels.
+        """Return the weights of a file by the keys of this model, with the first convolution for its ``in_chans``.
 
         Args:
-            weights: of the authors' or of this project's classifier, of a detector or segmentor, or of a backbone.
+            weights: Weights of a classifier (the authors' or this project's), a detector, a segmentor or a backbone.
         """
         weights = to_own_names(weights)
         if not any(key.startswith('backbone.') for key in weights):
@@ -288,22 +288,22 @@ class CASViTClassifier(nn.Module):
         stem = weights.get(_STEM)
         if stem is not None and stem.shape[1] == 3:
             weights[_STEM] = adapt_channels(stem, self.in_chans)
-        if self.output_norms and is_own_classifier(weights):  # whose norm belongs to its heads
+        if self.output_norms and is_own_classifier(weights):  # the norm of a classifier belongs to its heads
             weights = {key: value for key, value in weights.items() if not OUTPUT_NORM_KEY.match(key)}
         return weights
 
     def load_pretrained(self, checkpoint: str | Path, new_heads: bool = False) -> None:
-        """Loads a file without executing its pickle: the authors', this project's, or one that timm wrote.
+        """Load a file of the authors, of this project or of timm, without executing its pickle.
 
-        With ``output_norms`` these norms may be missing, as in :func:`mmcasvit.load_pretrained`, and the file may be
-        a detector or segmentor. Where ``in_chans`` is not 3, the first convolution is adapted from RGB.
+        With ``output_norms``, these norms may be missing in the file, as in :func:`mmcasvit.load_pretrained`, and it
+        may be a detector or segmentor. If ``in_chans`` is not 3, the first convolution is adapted from RGB.
 
         Args:
-            checkpoint: a file or an http(s) address.
-            new_heads: leave the heads as they are if the file is about another number of classes.
+            checkpoint: A file or an http(s) address.
+            new_heads: Keep the heads as they are if the file has another number of classes.
 
         Raises:
-            WeightsError: the file cannot be read safely, or lacks weights. The model is left as it was.
+            WeightsError: The file cannot be read safely, or lacks weights. The model is left as it was.
         """
         load(
             self,

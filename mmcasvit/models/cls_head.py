@@ -1,4 +1,4 @@
-"""The classification head of CAS-ViT for mmpretrain: two linear layers, whose logits are averaged.
+"""The classification head of CAS-ViT for mmpretrain.
 
 mmpretrain is optional, so this module is not imported with the package: configs name it in ``custom_imports``.
 """
@@ -18,19 +18,23 @@ except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch
 
 @MODELS.register_module()
 class CASViTClsHead(ClsHead):
-    """The authors' classifier: two linear layers on the pooled features, their logits averaged.
+    """Authors' head of two linear layers on the pooled features, whose logits are averaged.
 
-    How the second layer was trained is not published (its name, ``dist_head``, speaks of a teacher). Here both learn
-    the labels: the mean of their losses is minimised.
+    How the authors trained the second layer is not published; its name, ``dist_head``, suggests distillation from a
+    teacher. Here both layers learn the labels: the mean of their losses is minimized.
 
     Args:
-        num_classes: how many classes.
-        in_channels: channels of the last stage, ``CASViT.arch_settings[arch]['channels'][-1]``.
-        init_cfg: initialisation as mmengine describes it.
-        kwargs: of mmpretrain's ``ClsHead``, which refuses those it does not know: ``loss``, ``topk``, ``cal_acc``.
+        num_classes: Number of classes.
+        in_channels: Number of channels of the last stage, ``CASViT.arch_settings[arch]['channels'][-1]``.
+        init_cfg: As in mmengine.
+        kwargs: Arguments of mmpretrain's ``ClsHead``: ``loss``, ``topk``, ``cal_acc``.
+
+    Raises:
+        TypeError: An argument is unknown.
 
     Shape:
-        Input: a tuple whose last map is pooled, ``(N, in_channels)``. Output: logits ``(N, num_classes)``.
+        Input: a tuple whose last item is the pooled features, ``(N, in_channels)``. Output: logits
+        ``(N, num_classes)``.
     """
 
     def __init__(self, num_classes: int, in_channels: int, init_cfg: dict | list | None = None, **kwargs) -> None:
@@ -43,7 +47,7 @@ class CASViTClsHead(ClsHead):
         return (self.head(x) + self.dist_head(x)) / 2
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: list, **kwargs) -> dict[str, Tensor]:
-        """The mean of both layers' losses, and the accuracy of the averaged logits where ``cal_acc`` asks for it."""
+        """Return the mean of the losses of both layers, and with ``cal_acc`` the accuracy of the averaged logits."""
         x = self.pre_logits(feats)
         scores = self.head(x), self.dist_head(x)
         losses = self._get_loss(sum(scores) / 2, data_samples, **kwargs)

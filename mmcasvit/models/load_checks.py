@@ -1,10 +1,10 @@
-"""Checks of every file that a program loads into a model with a CAS-ViT, whoever wrote the program.
+"""Checks of every file that mmengine loads into a model with a CAS-ViT, in any program.
 
-mmengine's loader, which runners, inferencers, ``init_detector`` and ``init_model`` share, only warns about weights
-that are missing or do not fit. Here the model itself checks what it is given, with three documented hooks of PyTorch:
-one runs when a module becomes part of a model, and it gives a model with a CAS-ViT the other two, which run before and
-after weights are loaded. Models without a CAS-ViT are not touched. Neither is PyTorch's own ``load_state_dict``, which
-tells its caller what was missing.
+The loader of mmengine, which runners, inferencers, ``init_detector`` and ``init_model`` share, only warns about weights
+that are missing or do not fit. Therefore the model itself checks them, with three documented hooks of PyTorch. One runs
+when a module becomes part of a model. If that module is a CAS-ViT, it registers the other two, which run before and
+after weights are loaded. Models without a CAS-ViT do not change. Neither does PyTorch's own ``load_state_dict``, which
+tells its caller what is missing.
 """
 
 import logging
@@ -14,6 +14,7 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from mmcasvit.utils.errors import WeightsError
 from mmcasvit.weights.match import compare, fit
@@ -27,7 +28,7 @@ def watch_models() -> None:
 
 
 def _watch_owner(owner: nn.Module, name: str, module: nn.Module) -> None:
-    # Only mmengine's models: how any other kind of module is loaded is up to its author.
+    # Only models of mmengine: how any other module is loaded is up to its author.
     if isinstance(module, CASViT) and isinstance(owner, BaseModel):
         watch(owner)
 
@@ -57,12 +58,12 @@ def _find_and_compare(
     """
     model._fit, model._copy_errors = None, errors
     if any(is_model_wrapper(module) for module in model.modules()):
-        return  # sharded: no tensor is whole
+        return  # sharded models have no whole tensors to compare
     given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     expected = model.state_dict()
     try:
         model._fit = fit(given, expected)
-    except WeightsError:  # it holds no weights
+    except WeightsError:  # the file holds no weights
         model._fit = compare({}, expected)
     for key, value in given.items():
         if key not in model._fit.weights and (model._fit.container or isinstance(value, Tensor)):
@@ -71,14 +72,14 @@ def _find_and_compare(
 
 
 def _judge(model: nn.Module, incompatible_keys: tuple) -> None:
-    """Refuse a file that lacks weights of the backbone; a file that lacks others serves only for training.
+    """Refuse a file that lacks weights of the backbone, and forbid predictions if it lacks any others.
 
     Raises:
-        WeightsError: Weights of the backbone are missing or are those of another one, or could not be copied.
+        WeightsError: Weights of the backbone are missing, do not fit or could not be copied.
     """
     found, model._fit = model._fit, None
     errors, model._copy_errors = model._copy_errors, None
-    # Nothing else tells the two loaders apart: each reports in a type of its own.
+    # The two loaders differ only in the type of their report.
     if found is None or type(incompatible_keys).__module__ != mmengine_load_state_dict.__module__:
         return
     for name, backbone in model.named_children():
@@ -87,8 +88,8 @@ def _judge(model: nn.Module, incompatible_keys: tuple) -> None:
             _PredictionLock.open(backbone)
             if found.fatal:
                 print_log(
-                    'The checkpoint does not fit the whole model; the rest starts from scratch and has to be '
-                    f'trained before it predicts.\n{found}\n  {found.advice}',
+                    'The checkpoint fits only part of the model. The rest starts from scratch and must be trained '
+                    f'before the model can predict.\n{found}\n  {found.advice}',
                     logger='current',
                     level=logging.WARNING,
                 )
@@ -99,11 +100,13 @@ def _judge(model: nn.Module, incompatible_keys: tuple) -> None:
 
 
 class _PredictionLock:
-    """A hook that keeps a model from predicting with a part that never got its weights, until it is trained.
+    """Hook that keeps a model from predicting while a part has no weights, until the model is trained.
 
-    Loading such a file is right for training (another number of classes) and wrong for predicting, and which of the
-    two follows is not known before the first image.
+    Loading such a file is right for training (with other classes) and wrong for predicting. Only the first image shows
+    which of the two follows.
     """
+
+    handle: RemovableHandle
 
     def __init__(self, reason: str):
         self.reason = reason

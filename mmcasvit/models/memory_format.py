@@ -1,4 +1,4 @@
-"""A model in PyTorch's channels_last memory format."""
+"""PyTorch's channels_last memory format for whole models."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Brings the weights of a model into channels_last format and has mmcv's operators get contiguous maps."""
+    """Convert the weights of a model to channels_last format, and pass contiguous maps to the operators of mmcv."""
     model.to(memory_format=torch.channels_last)
     for module in model.modules():
         source = type(module).__module__

@@ -1,7 +1,9 @@
-"""Registers the four published archs with timm: import this module, then ``timm.create_model('casvit_xs')``.
+"""Models for timm: import this module, then call ``timm.create_model('casvit_xs')``.
 
 timm is optional, so this module is not imported with the package.
 """
+
+from pathlib import Path
 
 from torch import nn
 
@@ -20,30 +22,24 @@ except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch
     ) from error
 
 
-def _cfg(**settings) -> dict:
-    """What timm knows about a file: the images it was trained and is tested on, and the layers that may be adapted."""
-    return (
-        dict(
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            pool_size=(7, 7),
-            crop_pct=0.875,
-            interpolation='bicubic',
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-            first_conv='backbone.patch_embed.0',
-            classifier=('head.head', 'head.dist_head'),
-            paper_ids='arXiv:2408.03703',
-            origin_url='https://github.com/Tianfang-Zhang/CAS-ViT',
-        )
-        | settings
-    )
-
-
-# The second one is the published fine-tuning: the whole image, squeezed into a square.
+# The images that the weights were trained on, and the layers that timm may adapt.
+_CFG = dict(
+    num_classes=1000,
+    input_size=(3, 224, 224),
+    pool_size=(7, 7),
+    crop_pct=0.875,
+    interpolation='bicubic',
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    first_conv='backbone.patch_embed.0',
+    classifier=('head.head', 'head.dist_head'),
+    paper_ids='arXiv:2408.03703',
+    origin_url='https://github.com/Tianfang-Zhang/CAS-ViT',
+)
+# ft_in1k_384 is the published fine-tuning, which squeezes the whole image into a square.
 default_cfgs = generate_default_cfgs(
     {
-        f'casvit_{arch}.{tag}': _cfg(**settings)
+        f'casvit_{arch}.{tag}': _CFG | settings
         for arch in ('xs', 's', 'm', 't')
         for tag, settings in [
             ('in1k', {}),
@@ -54,14 +50,16 @@ default_cfgs = generate_default_cfgs(
 
 
 class _Model(CASViTClassifier):
-    """As timm builds it: heads that do not fit the file stay new if other classes than its own were asked for."""
+    """Classifier that keeps new heads when it loads a file, if the caller asked for another number of classes."""
 
-    def load_pretrained(self, checkpoint: str) -> None:
-        super().load_pretrained(checkpoint, new_heads=self.num_classes != self.pretrained_cfg['num_classes'])
+    def load_pretrained(self, checkpoint: str | Path, new_heads: bool | None = None) -> None:
+        if new_heads is None:
+            new_heads = self.num_classes != self.pretrained_cfg['num_classes']
+        super().load_pretrained(checkpoint, new_heads)
 
 
 def _put_inside(features: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """Lets timm load a ``checkpoint_path`` into a feature extractor: what it has no use for is left out."""
+    """Adapt the weights of a ``checkpoint_path`` to a feature extractor in place, and drop those that it lacks."""
     expected = features.state_dict()
     if prefix or any(key in expected for key in state_dict):
         return
@@ -82,22 +80,22 @@ def _create(
     pretrained_cfg_overlay: dict | None = None,
     **kwargs,
 ) -> nn.Module:
-    """Builds a model as timm's own entry functions do.
+    """Build a model as timm's own entry functions do.
 
-    With ``features_only=True`` it gives what :class:`mmcasvit.CASViT` gives: each map behind its norm. timm's other
-    ways to get at features (``feature_cls='hook'``, ``'fx'``) give the maps in front of them.
+    With ``features_only=True``, the outputs are those of :class:`mmcasvit.CASViT`: each map has passed its norm. With
+    ``feature_cls='hook'`` or ``'fx'``, they are the maps before the norms.
 
     Raises:
-        WeightsError: ``pretrained`` without a file, or with one that does not fit.
+        WeightsError: ``pretrained`` is set and there is no file, or it does not fit.
     """
     source = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and not (source.has_weights or source.state_dict):
         raise WeightsError(
-            f'no weights of {variant} are hosted where a program could download them. Download the file by hand, see '
-            "docs/weights.md, and give it: pretrained=True, pretrained_cfg_overlay=dict(file='cas-vit.pth'), or "
+            f'no weights of {variant} are hosted for automatic download. Download the file by hand (see '
+            "docs/weights.md) and pass pretrained=True, pretrained_cfg_overlay=dict(file='cas-vit.pth'), or "
             "checkpoint_path='cas-vit.pth' without pretrained."
         )
-    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls='getter')
+    feature_cfg: dict = dict(out_indices=(0, 1, 2, 3), feature_cls='getter')
     if kwargs.get('features_only', False):
         kwargs['num_classes'] = 0
         if kwargs.get('feature_cls', 'getter') == 'getter':
@@ -107,7 +105,7 @@ def _create(
         variant,
         pretrained,
         pretrained_cfg,
-        # Files are then read by our load_pretrained, where timm would read them.
+        # Makes timm call load_pretrained of the model instead of reading the file itself.
         pretrained_cfg_overlay=(pretrained_cfg_overlay or {}) | dict(custom_load=True),
         feature_cfg=feature_cfg,
         arch=variant.removeprefix('casvit_'),

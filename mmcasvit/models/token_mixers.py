@@ -1,8 +1,8 @@
-"""Token mixers to put in the place of CAS-ViT's own, ``CASViT(token_mixer=...)``, and how they are found by name.
+"""Token mixers to compare with that of CAS-ViT, ``CASViT(token_mixer=...)``, and the function that builds them by name.
 
-A mixer is a module that takes ``(N, C, H, W)``, behind the norm of its block, and gives the same shape. Its constructor
-takes the number of channels first; what else it takes is set by a dict: ``token_mixer=dict(type='pooling', size=5)``.
-CAS-ViT's own mixer is in :mod:`mmcasvit.casvit`. docs/ablation.md shows how to add one.
+A mixer is a module that maps ``(N, C, H, W)``, after the norm of its block, to the same shape. The first argument of
+its constructor is the number of channels. A dict sets the others: ``token_mixer=dict(type='pooling', size=5)``. The
+additive mixer of CAS-ViT is in :mod:`mmcasvit.models.casvit`. docs/ablation.md shows how to add one.
 """
 
 import inspect
@@ -15,16 +15,16 @@ from mmcasvit.registry import TOKEN_MIXERS
 
 
 def build_token_mixer(token_mixer: str | dict, channels: int, **given) -> nn.Module:
-    """Builds a mixer by its name.
+    """Build a mixer by its name.
 
     Args:
-        token_mixer: a registered name, or a dict with the name under ``type`` and arguments of the mixer.
-        channels: of the maps that it gets.
-        given: what the backbone offers beside the channels, of which a mixer gets what its constructor names.
+        token_mixer: A registered name, or a dict with the name under ``type`` and arguments of the mixer.
+        channels: Number of channels of its input.
+        given: Settings of the backbone. The mixer gets those that its constructor names.
 
     Raises:
-        ValueError: no mixer has the name. The message lists those that there are.
-        TypeError: the mixer has no such argument. The message lists those that it has.
+        ValueError: The name is unknown. The message lists the known ones.
+        TypeError: The mixer has no such argument. The message lists its arguments.
     """
     settings = dict(token_mixer) if isinstance(token_mixer, dict) else dict(type=token_mixer)
     name = settings.pop('type', None)
@@ -32,8 +32,8 @@ def build_token_mixer(token_mixer: str | dict, channels: int, **given) -> nn.Mod
     known = TOKEN_MIXERS.module_dict
     if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f'unknown token_mixer {token_mixer!r}. Valid: {", ".join(sorted(known))}, or a dict with one '
-            'of these as its type and arguments of it.'
+            f'unknown token_mixer {token_mixer!r}. Valid: {", ".join(sorted(known))}, or a dict with one of these as '
+            'its type, and arguments.'
         )
     names = inspect.signature(known[name]).parameters
     own = [parameter for parameter in names if parameter not in ('channels', *given)]
@@ -51,16 +51,17 @@ def _check_positive(name: str, value: int) -> None:
 
 @TOKEN_MIXERS.register_module('self_attention')
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: every position is compared with every other, ``softmax(q k^T / sqrt(d)) v``.
+    """Multi-head self-attention, which compares all pairs of positions: ``softmax(q k^T / sqrt(d)) v``.
 
-    Quadratic in the number of positions. PyTorch's fused kernel never holds the matrix of all pairs.
+    Its cost is quadratic in the number of positions. PyTorch's fused kernel never holds the matrix of all pairs.
 
-    Source: arXiv 1706.03762, equation 1 and section 3.2.2; without bias in front, as in CAS-ViT's own mixer.
+    Source: arXiv 1706.03762, equation 1 and section 3.2.2. Queries, keys and values have no bias, as in the additive
+    mixer.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
 
     Args:
         channels: C.
-        head_channels: d at most; it is the largest number up to this one that divides C.
+        head_channels: Upper bound of d, which is the largest divisor of C up to this number.
     """
 
     def __init__(self, channels: int, head_channels: int = 32):
@@ -73,7 +74,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         heads = (n, c // self.head_channels, self.head_channels, h * w)
-        # (N, 3C, H, W) to three of (N, heads, HW, d); the fused kernel takes no others than contiguous ones
+        # (N, 3C, H, W) to three of (N, heads, HW, d), contiguous for the fused kernel
         q, k, v = (part.reshape(heads).transpose(2, 3).contiguous() for part in self.qkv(x).chunk(3, dim=1))
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(2, 3).reshape(n, c, h, w))
@@ -81,10 +82,10 @@ class SelfAttention(nn.Module):
 
 @TOKEN_MIXERS.register_module('separable')
 class SeparableSelfAttention(nn.Module):
-    """Separable self-attention: one context vector, a weighted sum of all keys, scales every value.
+    """Separable self-attention, in which one context vector, a weighted sum of all keys, scales every value.
 
-    Linear in the number of positions. MobileViTv2 computes it among every fourth position, after unfolding 2x2 patches;
-    here all positions share one context.
+    Its cost is linear in the number of positions. MobileViTv2 unfolds 2x2 patches and computes a context for each of
+    the four positions of a patch; here all positions share one context.
 
     Source: arXiv 2206.02680, section 3.2 and equation 3.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
@@ -105,10 +106,10 @@ class SeparableSelfAttention(nn.Module):
 
 @TOKEN_MIXERS.register_module('efficient_additive')
 class EfficientAdditiveAttention(nn.Module):
-    """Efficient additive attention: one global query, a weighted sum of all queries, multiplies every key.
+    """Efficient additive attention, in which one global query, a weighted sum of all queries, multiplies every key.
 
-    Linear in the number of positions. Queries and keys have unit length, and so have the weights of all positions
-    together: the paper's equations leave these normalisations out, the authors' model has them.
+    Its cost is linear in the number of positions. Each query, each key and the vector of all weights are normalized to
+    unit length, as in the authors' model; the equations of the paper leave this out.
 
     Source: SwiftFormer, arXiv 2303.15446, section 3.2, equations 4 to 6.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
@@ -132,23 +133,23 @@ class EfficientAdditiveAttention(nn.Module):
 
 @TOKEN_MIXERS.register_module('pooling')
 class Pooling(nn.Module):
-    """The mean of a neighbourhood less the position itself, without parameters.
+    """Mean of a neighborhood minus the position itself, without parameters.
 
-    At the border the mean is that of the positions inside.
+    At the border, only positions inside the map count.
 
     Source: PoolFormer, arXiv 2111.11418, equation 4.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.
 
     Args:
-        channels: C, of which nothing depends.
-        size: side of the neighbourhood, an odd number.
+        channels: Not used.
+        size: Side length of the neighborhood, an odd number.
     """
 
     def __init__(self, channels: int, size: int = 3):
         super().__init__()
         _check_positive('size', size)
         if size % 2 == 0:
-            raise ValueError(f'size of a neighbourhood must be odd, got {size}.')
+            raise ValueError(f'size of the neighborhood must be odd, got {size}.')
         self.pool = nn.AvgPool2d(size, stride=1, padding=size // 2, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class Pooling(nn.Module):
 
 @TOKEN_MIXERS.register_module('identity')
 class Identity(nn.Module):
-    """No mixing at all: what is left are the integration subnet and the MLP.
+    """Mixer that does nothing, so that a block consists of the integration subnet and the MLP.
 
     Source: IdentityFormer, arXiv 2210.13452, section 3.
     Shape: ``(N, C, H, W)`` to ``(N, C, H, W)``.

@@ -7,17 +7,17 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside wrappers for distribution and test-time augmentation."""
+    """Return the model inside wrappers for distribution and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model inside wrappers.
+    """Return the state dict of the model inside wrappers.
 
-    Where tensors are sharded over processes, which all have to call this, they are replaced by empty ones of their
-    whole shape, on the meta device.
+    If FSDP shards the model, all processes must call this function. It then returns tensors of the full shapes on the
+    meta device, without values.
     """
     if not isinstance(model, FullyShardedDataParallel):
         return unwrap(model).state_dict()

@@ -1,4 +1,4 @@
-"""plugin.core"""
+"""The function ``plug``: replaces the backbone of a config, step by step."""
 
 import copy
 from pathlib import Path
@@ -10,8 +10,14 @@ from mmcasvit.archs import STRIDES
 from mmcasvit.models.casvit import CASViT
 from mmcasvit.utils.errors import PlugError, TrialError
 
-from .probe import frozen_world, maps_of, stages_of
-from .rewrite import adapt_optimizer, adapt_readers, forget_old_backbone, replace_backbone, use_image_statistics
+from .probe import assign_stages, backbone_outputs, isolated_registry
+from .rewrite import (
+    adapt_optimizer,
+    adapt_readers,
+    remove_old_weights_and_imports,
+    replace_backbone,
+    use_image_statistics,
+)
 from .source import check_structure, framework_of, read_config, type_name
 from .trial import try_out
 
@@ -29,29 +35,31 @@ def plug(
     frozen_stages: int = -1,
     verify: bool = True,
 ) -> Config:
-    """A copy of a config of mmdet or mmseg with CAS-ViT as its backbone, and with necks and heads that fit it.
+    """Return a copy of a config of mmdet or mmseg with CAS-ViT as its backbone, and necks and heads that fit it.
 
-    Every map goes to the reader of the old backbone's map of the same stride. Where a segmentor's backbone is
-    dilated, so that its last map has a stride below 32, maps go by their order: the last to the last reader. Maps
-    that nobody reads are not asked for. What belongs to the old backbone alone is removed: its weights,
-    ``load_from`` (set to None), optimizer entries for its layers, layer-wise learning rates. The image statistics
-    become those of the ImageNet weights. Optimizer, schedule and data stay. Every change is logged.
+    Each reader of a map of the old backbone gets the stage of CAS-ViT with the same stride. In a segmentor with a
+    dilated backbone, whose last map has a stride below 32, stages are assigned in order: the last stage goes to the
+    reader of the last map. Stages without a reader are left out of ``out_indices``.
+
+    Settings that belong only to the old backbone are removed: its weights, ``load_from`` (set to None), optimizer
+    entries for its layers, layer-wise learning rates. Image statistics become those of the ImageNet weights.
+    Optimizer, schedule and data stay. Every change is logged.
 
     Args:
-        cfg: a config, its path, or its name in an installed package, such as
-            ``'mmdet::atss/atss_r50_fpn_1x_coco.py'``. It is left as it was.
-        arch: as in :class:`mmcasvit.CASViT`.
-        pretrained: ImageNet weights for the backbone, a file or an address.
-        drop_path_rate: as in :class:`mmcasvit.CASViT`; None for that of the published recipes (0.1 for m and t, 0
-            for xs and s).
-        norm_eval: keep the backbone's BatchNorms in eval mode, as the published recipes do. Turn it off to train
-            from random weights.
-        frozen_stages: as in :class:`mmcasvit.CASViT`.
-        verify: try the result, see :func:`try_out`. That also loads ``pretrained``.
+        cfg: A config, its path, or its name in an installed package, such as
+            ``'mmdet::atss/atss_r50_fpn_1x_coco.py'``. It is not changed.
+        arch: As in :class:`mmcasvit.CASViT`.
+        pretrained: File or URL of ImageNet weights for the backbone.
+        drop_path_rate: As in :class:`mmcasvit.CASViT`. None selects that of the published recipes: 0.1 for m, t and
+            l, 0 for xs and s.
+        norm_eval: Keep the backbone's BatchNorms in eval mode, as in the published recipes. Use False to train from
+            random weights.
+        frozen_stages: As in :class:`mmcasvit.CASViT`.
+        verify: Try the result, see :func:`mmcasvit.plugin.try_out`. This also loads ``pretrained``.
 
     Raises:
-        PlugError: CAS-ViT does not fit, or an argument is out of range; the message says why and what to do.
-        TrialError: it seems to fit, and fails when it is tried.
+        PlugError: CAS-ViT does not fit, or an argument is out of range. The message says why and what to do.
+        TrialError: CAS-ViT seems to fit, but the trial fails.
         WeightsError: ``pretrained`` does not fit the arch.
     """
     new, notes = plug_with_notes(
@@ -77,35 +85,34 @@ def plug_with_notes(
     frozen_stages: int = -1,
     verify: bool = True,
 ) -> tuple[Config, list[str]]:
-    """As :func:`plug`, and the list of changes instead of logging it."""
+    """Return the result of :func:`plug` and the list of changes, without logging them."""
     old = cfg if isinstance(cfg, Config) else read_config(cfg)
     new = copy.deepcopy(old)
     check_structure(new)
     notes = []
     if drop_path_rate is None:
         drop_path_rate = DROP_PATH.get(arch, 0.0) if isinstance(arch, str) else 0.0
-    with frozen_world(framework_of(old)) as models:
+    with isolated_registry(framework_of(old)) as models:
         try:
             channels = CASViT(arch, drop_path_rate=drop_path_rate, frozen_stages=frozen_stages).out_channels
         except ValueError as error:
             raise PlugError(str(error)) from error
-        old_maps = maps_of(old.model, models, notes)
-        stages = stages_of(old_maps, framework_of(old), type_name(old.model.backbone), notes)
+        old_maps = backbone_outputs(old.model, models, notes)
+        stages = assign_stages(old_maps, framework_of(old), type_name(old.model.backbone), notes)
         out_indices = adapt_readers(new, old_maps, stages, channels, models, notes)
     replace_backbone(new, arch, out_indices, pretrained, drop_path_rate, norm_eval, frozen_stages)
     notes.insert(
         0,
         f'model.backbone: {type_name(old.model.backbone)} -> CASViT {arch}, stages {out_indices} with '
-        f'{tuple(channels[i] for i in out_indices)} channels at strides '
-        f'{tuple(STRIDES[i] for i in out_indices)}',
+        f'{tuple(channels[i] for i in out_indices)} channels at strides {tuple(STRIDES[i] for i in out_indices)}',
     )
     use_image_statistics(new, notes)
-    forget_old_backbone(old, new, notes)
+    remove_old_weights_and_imports(old, new, notes)
     adapt_optimizer(new, notes)
     if pretrained is None and norm_eval:
         notes.append(
-            'no weights given: pass pretrained=, or --pretrained to tools/train.py. To train from random '
-            'weights, set model.backbone.norm_eval=False'
+            'no weights given: pass pretrained=, or --pretrained to tools/train.py. To train from random weights, set '
+            'model.backbone.norm_eval=False'
         )
     if verify:
         _verify(old, new, notes)
@@ -119,23 +126,24 @@ def _verify(old: Config, new: Config, notes: list[str]) -> None:
         if not _fails_alike(old, error):
             raise TrialError(
                 error.stage,
-                f'{error}. A part that reads the backbone was not recognised: override it by hand, '
-                'beginning with what verify=False or --no-verify gives',
+                f'{error}. A part that reads the backbone was not recognized. Override it by hand, starting from the '
+                'result of verify=False or --no-verify',
                 error.reason,
             ) from error
         notes.append(
-            f'NOT VERIFIED: with its own backbone the model fails in the same way, so it is not for CAS-ViT. {error}'
+            f'NOT VERIFIED: the model fails in the same way with its own backbone, so CAS-ViT is not the cause. {error}'
         )
     else:
         if trial.unused:
             new.find_unused_parameters = True
             notes.append(
-                f'find_unused_parameters: True, for {len(trial.unused)} parameters of the backbone that no '
-                f'loss reaches, such as {trial.unused[0]}'
+                f'find_unused_parameters: True, since {len(trial.unused)} parameters of the backbone get no gradient, '
+                f'such as {trial.unused[0]}'
             )
 
 
 def _fails_alike(old: Config, error: TrialError) -> bool:
+    """Return True if the old config fails at the same stage for the same reason."""
     old = copy.deepcopy(old)
     old.model.backbone.pop('init_cfg', None)
     if 'pretrained' in old.model:

@@ -1,4 +1,4 @@
-"""Random images with labels of every kind that a model may ask for."""
+"""Random images with every kind of label that a model may need."""
 
 import numpy as np
 import torch
@@ -6,25 +6,28 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from .source import NO_READERS, framework_of, is_channels, nodes, type_name
+from .source import NO_READERS, framework_of, is_integer, nodes, type_name
 
 
 def random_batch(cfg: Config, size: int, seed: int = 0, images: int = 2) -> dict:
-    """Random images with labels of every kind that a model may ask for, as a data loader gives them.
+    """Return a batch of random images and labels, as a data loader returns it.
 
     Args:
-        cfg: of mmdet or mmseg; its heads say how many classes there are.
-        size: of the square images, in pixels.
-        seed: for images and labels.
-        images: how many.
+        cfg: A config of mmdet or mmseg; its heads define the number of classes.
+        size: Side of the square images, in pixels.
+        seed: Seed of images and labels.
+        images: Number of images.
     """
     rng = np.random.default_rng(seed)
     make = _segmentor_sample if framework_of(cfg) == 'mmseg' else _detector_sample
+    channels = cfg.model.backbone.get('in_channels', 3)
     return dict(
-        inputs=[torch.from_numpy(rng.integers(0, 256, (3, size, size), dtype=np.uint8)) for _ in range(images)]
-        if cfg.model.backbone.get('in_channels', 3) == 3
-        else [
-            torch.from_numpy(rng.random((cfg.model.backbone.in_channels, size, size), dtype=np.float32))
+        inputs=[
+            torch.from_numpy(
+                rng.integers(0, 256, (3, size, size), dtype=np.uint8)
+                if channels == 3
+                else rng.random((channels, size, size), dtype=np.float32)
+            )
             for _ in range(images)
         ],
         data_samples=[make(cfg, size, rng) for _ in range(images)],
@@ -32,11 +35,11 @@ def random_batch(cfg: Config, size: int, seed: int = 0, images: int = 2) -> dict
 
 
 def _numbers(node, name: str) -> list[int]:
-    return [part[name] for _, part in nodes(node, '') if is_channels(part.get(name)) and part[name] > 0]
+    return [part[name] for _, part in nodes(node, '') if is_integer(part.get(name)) and part[name] > 0]
 
 
-def _blocks(size: int, classes: int, rng: np.random.Generator, scale: float = 1.0) -> Tensor:
-    """A label map of random squares, (1, H, W)."""
+def _random_label_map(size: int, classes: int, rng: np.random.Generator, scale: float = 1.0) -> Tensor:
+    """Return a label map of 4 x 4 random squares, ``(1, H, W)``."""
     side = round(size * scale)
     coarse = rng.integers(0, classes, (4, 4))
     index = np.arange(side) * 4 // side
@@ -48,7 +51,7 @@ def _segmentor_sample(cfg: Config, size: int, rng: np.random.Generator):
 
     classes = min(_numbers({key: cfg.model[key] for key in cfg.model if key not in NO_READERS}, 'num_classes'))
     shape = dict(img_shape=(size, size), ori_shape=(size, size), pad_shape=(size, size))
-    return SegDataSample(gt_sem_seg=PixelData(data=_blocks(size, classes, rng)), metainfo=shape)
+    return SegDataSample(gt_sem_seg=PixelData(data=_random_label_map(size, classes, rng)), metainfo=shape)
 
 
 def _detector_sample(cfg: Config, size: int, rng: np.random.Generator):
@@ -60,7 +63,7 @@ def _detector_sample(cfg: Config, size: int, rng: np.random.Generator):
     things = _numbers(heads, 'num_things_classes')
     stuff = _numbers(heads, 'num_stuff_classes')
     semantic = [
-        n for where, part in nodes(model, '') if where.endswith('semantic_head') for n in [part.get('num_classes')] if n
+        n for where, part in nodes(model, '') if where.endswith('semantic_head') and (n := part.get('num_classes'))
     ]
     boxed = {key: value for key, value in heads.items() if key != 'semantic_head'}
     classes = min(
@@ -68,9 +71,7 @@ def _detector_sample(cfg: Config, size: int, rng: np.random.Generator):
         or [
             n
             for where, part in nodes(boxed, '')
-            if not where.endswith('semantic_head')
-            for n in [part.get('num_classes')]
-            if is_channels(n)
+            if not where.endswith('semantic_head') and is_integer(n := part.get('num_classes'))
         ]
         or [1]
     )
@@ -103,12 +104,12 @@ def _detector_sample(cfg: Config, size: int, rng: np.random.Generator):
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes.clone(), scores=torch.ones(3))
     if stuff or semantic:
         count = things[0] + stuff[0] if things and stuff else semantic[0]
-        sample.gt_sem_seg = PixelData(sem_seg=_blocks(size, count, rng, _semantic_scale(cfg)))
+        sample.gt_sem_seg = PixelData(sem_seg=_random_label_map(size, count, rng, _semantic_scale(cfg)))
     return sample
 
 
 def _loads_masks(cfg: Config) -> bool:
-    """Whether training data come with masks; some heads take them for a request to learn masks."""
+    """Return True if the training data have masks; some heads learn masks whenever they get them."""
     loaders = [
         node for _, node in nodes(cfg.get('train_dataloader') or {}, '') if type_name(node).endswith('Annotations')
     ]
@@ -116,7 +117,7 @@ def _loads_masks(cfg: Config) -> bool:
 
 
 def _semantic_scale(cfg: Config) -> float:
-    """How the training pipeline shrinks label maps before a head sees them."""
+    """Return the factor by which the training pipeline scales label maps before a head sees them."""
     return min(
         [
             node.get('scale_factor', 1.0)

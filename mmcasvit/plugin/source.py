@@ -1,6 +1,5 @@
-"""Configs of installed packages, and their nodes."""
+"""Old configs: finding and reading them, walking their nodes, refusing those that cannot be plugged."""
 
-import importlib
 import importlib.util
 import numbers
 import traceback
@@ -19,27 +18,33 @@ NO_READERS = ('backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 
 
 
 def read_config(name: str | Path) -> Config:
-    """Reads a config by path or by its name in an installed package, without importing what it asks to import.
+    """Read a config from a path or from an installed package, without running its ``custom_imports``.
 
-    mmengine resolves such names for a fixed list of distributions, of which not every release has the name; this
-    looks into the folder of the installed package.
+    mmengine resolves package names through a fixed list of distributions, which does not cover every release. This
+    function looks in the folder of the installed package instead.
+
+    Args:
+        name: A path, or a name such as ``'mmdet::atss/atss_r50_fpn_1x_coco.py'``.
 
     Raises:
-        PlugError: there is no such config, or it cannot be read.
+        PlugError: The config does not exist or cannot be read.
     """
     file = config_file(name)
     try:
-        # The old backbone may be all that custom_imports is for, and its package may be absent.
+        # custom_imports may only serve the old backbone, whose package may not be installed.
         return Config.fromfile(file, import_custom_modules=False)
     except Exception as error:
-        raise PlugError(f'config {file} cannot be read: {shortened(error)}') from error
+        raise PlugError(f'config {file} cannot be read: {shorten_error(error)}') from error
 
 
 def config_file(name: str | Path) -> Path:
-    """The file behind a path or a name such as ``'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'``.
+    """Return the file for a path or for a name in an installed package.
+
+    Args:
+        name: As in :func:`read_config`.
 
     Raises:
-        PlugError: there is none.
+        PlugError: There is no such file.
     """
     package, separator, rest = str(name).partition('::')
     if not separator:
@@ -58,10 +63,10 @@ def config_file(name: str | Path) -> Path:
 
 
 def package_configs(package: str) -> Path:
-    """The folder of the configs that an installed package brings.
+    """Return the folder of configs that an installed package ships.
 
     Raises:
-        PlugError: it is not installed, or brings none.
+        PlugError: The package is not installed or ships no configs.
     """
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -70,22 +75,23 @@ def package_configs(package: str) -> Path:
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
         if folder.is_dir():
             return folder
-    raise PlugError(f'{package} in {root} brings no configs')
+    raise PlugError(f'{package} in {root} ships no configs')
 
 
 def framework_of(cfg: Config) -> str:
-    """``'mmdet'`` or ``'mmseg'``."""
+    """Return ``'mmdet'`` or ``'mmseg'``."""
     scope = cfg.get('default_scope')
     return scope if scope in FRAMEWORKS else 'mmseg' if 'decode_head' in cfg.model else 'mmdet'
 
 
 def type_name(cfg: dict) -> str:
-    type_ = cfg.get('type')
-    return type_ if isinstance(type_, str) else getattr(type_, '__name__', str(type_))
+    """Return the ``type`` of a config node as text, also where it is a class or missing."""
+    kind = cfg.get('type')
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def nodes(node, where: str) -> Iterator[tuple[str, ConfigDict]]:
-    """All dicts of a config, with their paths, from the outside in."""
+    """Yield every dict of a config with its path, outer dicts before inner ones."""
     if isinstance(node, dict):
         yield where, node
         for key, value in node.items():
@@ -96,53 +102,63 @@ def nodes(node, where: str) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def check_structure(cfg: Config) -> None:
-    """Refuses what has no backbone of its own, or a second one that reads the first."""
+    """Check that a config has exactly one backbone, at ``model.backbone``, and that it can be replaced.
+
+    Raises:
+        PlugError: There is no such backbone, or other parts of the model are tied to the old one.
+    """
     model = cfg.get('model')
     if not isinstance(model, dict):
         raise PlugError('the config has no model')
     if cfg.get('default_scope') not in (None, *FRAMEWORKS):
-        raise PlugError(f'the config has default_scope {cfg.default_scope!r}; plug knows mmdet and mmseg')
+        raise PlugError(f'the config has default_scope {cfg.default_scope!r}; plug supports mmdet and mmseg')
     if not isinstance(model.get('backbone'), dict):
         inner = [where for where, node in nodes(model, 'model') if isinstance(node.get('backbone'), dict)]
         if inner:
             raise PlugError(
-                f'{type_name(model)} wraps another model: its backbone is {inner[0]}.backbone. Plug '
-                'CAS-ViT into a config of the inner model, and wrap the result'
+                f'{type_name(model)} wraps another model: its backbone is {inner[0]}.backbone. Plug CAS-ViT into the '
+                'config of the inner model, then wrap the result'
             )
-        raise PlugError(f'{type_name(model)} has no backbone entry that could be replaced')
+        raise PlugError(f'{type_name(model)} has no backbone entry to replace')
     if model.get('language_model'):
         raise PlugError(
-            f'{type_name(model)} reads text too, and its checkpoints were trained on images and words '
-            'with the old backbone: behind another one they mean nothing. Take a detector without a '
-            'language model'
+            f'{type_name(model)} reads text too, and its checkpoints were trained on images and text with the old '
+            'backbone, so they are useless with another one. Use a detector without a language model'
         )
     for where, node in nodes({key: model[key] for key in model if key != 'backbone'}, 'model'):
         if where.endswith('.shared_head'):
             raise PlugError(
-                f'{where} is the last stage of the old backbone, moved into the head. Take a config of '
-                'the same detector with an FPN neck'
+                f'{where} is the last stage of the old backbone, moved into the head. Use a config of the same '
+                'detector with an FPN neck'
             )
         if where != 'model' and any(isinstance(node.get(key), dict) for key in node if key.endswith('backbone')):
             raise PlugError(
-                f'{where} has a backbone of its own, which works on the outputs of the first. Take a '
-                'config of the same model with another neck'
+                f'{where} has a backbone of its own, which reads the outputs of the first. Use a config of the same '
+                'model with another neck'
             )
 
 
-def is_channels(value) -> bool:
+def is_integer(value) -> bool:
+    """Return True for an integer that is not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def import_modules(cfg: Config) -> None:
+    """Run the ``custom_imports`` of a config.
+
+    Raises:
+        PlugError: A module cannot be imported.
+    """
     try:
         import_modules_from_strings(**cfg.get('custom_imports') or dict(imports=[]))
     except ImportError as error:
         raise PlugError(
-            f'custom_imports of the config fail: {error}. Install what they name, or remove them'
+            f'custom_imports of the config failed: {error}. Install the missing packages, or remove the imports'
         ) from error
 
 
-def shortened(error: Exception, limit: int = 300) -> str:
+def shorten_error(error: Exception, limit: int = 300) -> str:
+    """Return the type and message of an error on one line of at most ``limit`` characters and an ellipsis."""
     text = ' '.join(str(error).split()).rstrip('.')
     if not text and error.__traceback__ is not None:  # a bare assert
         frame = traceback.extract_tb(error.__traceback__)[-1]

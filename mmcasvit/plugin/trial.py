@@ -1,7 +1,7 @@
-"""A trial of a config on random data."""
+"""Trial of a config: one training step and one prediction on random data."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,18 +12,23 @@ from mmengine.model import revert_sync_batchnorm
 
 from mmcasvit.utils.errors import TrialError, WeightsError
 
-from .probe import frozen_world, without_process_group
+from .probe import isolated_registry, without_process_group
 from .random_data import random_batch
-from .source import framework_of, import_modules, is_channels, nodes, shortened, type_name
+from .source import framework_of, import_modules, is_integer, nodes, shorten_error, type_name
 
-# How many candidates a model has, keeps and samples in a trial: a small image has no more to give.
+# Limits on how many candidates a model has, keeps and samples; small images have no use for more.
 _TRIAL_LIMITS = dict(num_queries=30, num_proposals=30)
 _TRIAL_LIMITS_OF_CFGS = dict(nms_pre=200, max_per_img=30, num=32)
+_FAILURES = dict(build='cannot be built', train='fails in a training step', predict='fails to predict')
 
 
 def count_parameters(cfg: Config) -> dict[str, int]:
-    """The names of the model's parameters, and how many numbers each one holds."""
-    with frozen_world(framework_of(cfg)) as models:
+    """Return the number of elements of each parameter of a config's model, by name.
+
+    Raises:
+        TrialError: The model cannot be built.
+    """
+    with isolated_registry(framework_of(cfg)) as models:
         import_modules(cfg)
         for device in ('meta', 'cpu'):
             try:
@@ -32,19 +37,19 @@ def count_parameters(cfg: Config) -> dict[str, int]:
                 return {name: parameter.numel() for name, parameter in model.named_parameters()}
             except Exception as error:
                 failure = error
-    raise TrialError('build', _explain(cfg, 'cannot be built', failure), shortened(failure)) from failure
+    raise _trial_error(cfg, 'build', failure) from failure
 
 
 @dataclass
 class Trial:
-    """What a model did on random data.
+    """Result of a trial.
 
     Attributes:
-        size: of the square images, in pixels.
-        parameters: how many numbers the parameters of the whole model hold.
-        losses: each loss of the training step.
-        unused: parameters of the backbone that got no gradient though they ask for one.
-        predictions: what it returned for each image.
+        size: Side of the square images, in pixels.
+        parameters: Number of elements of all parameters of the model.
+        losses: Losses of the training step.
+        unused: Trainable parameters of the backbone that got no gradient.
+        predictions: Prediction for each image.
     """
 
     size: int
@@ -55,20 +60,19 @@ class Trial:
 
 
 def try_out(cfg: Config, sizes: Sequence[int] = (96, 320), seed: int = 0) -> Trial:
-    """Builds and initialises the model of a config, takes the gradient of its losses on two random images, predicts.
+    """Build the model of a config, then train one step and predict on two random images.
 
-    Everything is thrown away afterwards. Augmentation of whole batches and weights for anything but the backbone
-    are left out.
+    The model is discarded afterwards. Batch augmentation and weights of anything but the backbone are left out.
 
     Args:
-        cfg: of mmdet or mmseg.
-        sizes: of the square images, in pixels: each one is tried where the one before it fails, since some heads
+        cfg: A config of mmdet or mmseg.
+        sizes: Sides of the square images, in pixels. Each size is tried if the one before it fails, since some heads
             need large images.
-        seed: for weights, images and labels.
+        seed: Seed of weights, images and labels.
 
     Raises:
-        TrialError: something failed, or a loss is not finite.
-        WeightsError: the weights for the backbone do not fit it.
+        TrialError: A step fails, or a loss is not finite.
+        WeightsError: The weights do not fit the backbone.
     """
     for size in sizes:
         try:
@@ -82,7 +86,7 @@ def try_out(cfg: Config, sizes: Sequence[int] = (96, 320), seed: int = 0) -> Tri
 
 def _try_out(cfg: Config, size: int, seed: int) -> Trial:
     trial, stage = Trial(size, sum(count_parameters(cfg).values())), 'build'
-    with frozen_world(framework_of(cfg)) as models, _run_under_way():
+    with isolated_registry(framework_of(cfg)) as models, _simulated_run():
         torch.manual_seed(seed)
         try:
             model = revert_sync_batchnorm(models.build(_trial_model(cfg, size)))
@@ -109,14 +113,13 @@ def _try_out(cfg: Config, size: int, seed: int) -> Trial:
         except WeightsError:
             raise
         except Exception as error:
-            happened = dict(build='cannot be built', train='fails in a training step', predict='fails to predict')
-            raise TrialError(stage, _explain(cfg, happened[stage], error), shortened(error)) from error
+            raise _trial_error(cfg, stage, error) from error
     return trial
 
 
 @contextmanager
-def _run_under_way():
-    """What a runner tells the model about its progress, on which some losses depend."""
+def _simulated_run() -> Iterator[None]:
+    """Set the progress that a runner reports, since some losses depend on it."""
     info = MessageHub.get_current_instance().runtime_info
     kept = dict(info)
     info.update(epoch=0, max_epochs=1, iter=0, max_iters=1)
@@ -127,12 +130,14 @@ def _run_under_way():
         info.update(kept)
 
 
-def _explain(cfg: Config, happened: str, error: Exception) -> str:
-    return f'{type_name(cfg.model)} with {type_name(cfg.model.backbone)} {happened}: {shortened(error)}'
+def _trial_error(cfg: Config, stage: str, error: Exception) -> TrialError:
+    reason = shorten_error(error)
+    model = f'{type_name(cfg.model)} with {type_name(cfg.model.backbone)}'
+    return TrialError(stage, f'{model} {_FAILURES[stage]}: {reason}', reason)
 
 
 def _model_without_weights(cfg: Config) -> ConfigDict:
-    """The model of a config, which loads no weights but those of its backbone."""
+    """Return the model of a config, with no weights to load except those of the backbone."""
     model = without_process_group(cfg.model)
     if not model.get('data_preprocessor') and cfg.get('data_preprocessor'):
         model.data_preprocessor = copy.deepcopy(cfg.data_preprocessor)
@@ -145,7 +150,7 @@ def _model_without_weights(cfg: Config) -> ConfigDict:
 
 
 def _trial_model(cfg: Config, size: int) -> ConfigDict:
-    """The model of a config, cut down to what small images need."""
+    """Return the model of a config, reduced to what small images need."""
     model = _model_without_weights(cfg)
     preprocessor = model.get('data_preprocessor') or {}
     preprocessor.pop('batch_augments', None)
@@ -161,5 +166,5 @@ def _trial_model(cfg: Config, size: int) -> ConfigDict:
 def _limit(cfg, limits: dict[str, int]) -> None:
     for _, node in nodes(cfg, ''):
         for name, most in limits.items():
-            if is_channels(node.get(name)):
+            if is_integer(node.get(name)):
                 node[name] = min(node[name], most)

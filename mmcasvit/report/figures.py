@@ -1,4 +1,4 @@
-"""Figures of a report, each as the bytes of a PNG. Names come from data sets, so none is read as a formula."""
+"""Figures of a report as PNG bytes. Names come from datasets, so they are never parsed as formulas."""
 
 import io
 import math
@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555', '#000000')
-_WRITTEN_CELLS = 16  # classes up to which the cells of a confusion matrix are written out
-# Not pyplot: a training or test that writes a report may have windows and settings of its own.
+_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555', '#000000')
+_MAX_ANNOTATED = 16  # number of classes up to which the cells of a confusion matrix show their values
+# Not pyplot, since the process that writes a report may have windows and settings of its own.
 _styled = rc_context(
     {
         'font.size': 9,
@@ -38,22 +38,18 @@ def _mark_resumed(axes: Axes, resumed: Sequence[int]) -> None:
 
 
 def plot_training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int]) -> bytes:
-    """Losses in one panel, in others of their own what has another scale: accuracy, norm of gradients, learning rate.
+    """Plot losses, training accuracy, gradient norm and learning rate, each in a panel of its own.
 
     Args:
-        curves: of each scalar, its steps and values.
-        resumed: steps at which a run went on.
+        curves: Steps and values of each scalar.
+        resumed: Steps at which a run was resumed.
     """
-    groups = {'loss': [], 'accuracy in training, %': [], 'norm of the gradients': [], 'learning rate': []}
-    for name in curves:
-        if 'loss' in name:
-            groups['loss'].append(name)
-        elif 'acc' in name:
-            groups['accuracy in training, %'].append(name)
-        elif name == 'grad_norm':
-            groups['norm of the gradients'].append(name)
-        elif name == 'lr':
-            groups['learning rate'].append(name)
+    groups = {
+        'loss': [name for name in curves if 'loss' in name],
+        'training accuracy, %': [name for name in curves if 'acc' in name and 'loss' not in name],
+        'gradient norm': [name for name in curves if name == 'grad_norm'],
+        'learning rate': [name for name in curves if name == 'lr'],
+    }
     groups = {title: names for title, names in groups.items() if names}
     return _panels(groups, curves, resumed, 'iteration')
 
@@ -61,17 +57,17 @@ def plot_training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], r
 def plot_validation(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int], by_epoch: bool
 ) -> bytes:
-    """Metrics of validations, those of one prefix (as boxes and masks have) in one panel.
+    """Plot validation metrics, with a panel for each prefix, such as those of boxes and masks.
 
     Args:
-        curves: of each metric, its steps and values.
-        resumed: steps at which a run went on, drawn where the steps are iterations.
-        by_epoch: whether the steps are epochs.
+        curves: Steps and values of each metric.
+        resumed: Iterations at which a run was resumed; they are not drawn if the steps are epochs.
+        by_epoch: Whether the steps are epochs.
     """
     groups = {}
     for name in curves:
         prefix, found, _ = name.rpartition('_mAP')
-        groups.setdefault(f'{prefix}_mAP' if found else 'metrics of the validation', []).append(name)
+        groups.setdefault(f'{prefix}_mAP' if found else 'validation metrics', []).append(name)
     return _panels(groups, curves, () if by_epoch else resumed, 'epoch' if by_epoch else 'iteration')
 
 
@@ -93,8 +89,8 @@ def _panels(
                 steps,
                 values,
                 marker='o' if len(steps) < 30 else '',
-                color=_COLOURS[number % len(_COLOURS)],
-                linestyle=('-', '--', '-.')[number // len(_COLOURS) % 3],
+                color=_COLORS[number % len(_COLORS)],
+                linestyle=('-', '--', '-.')[number // len(_COLORS) % 3],
                 markersize=3,
                 linewidth=1.2,
                 label=name,
@@ -112,34 +108,34 @@ def _panels(
 
 
 def shares(matrix: np.ndarray) -> np.ndarray:
-    """Each row of counts divided by its sum; rows of zeros stay."""
+    """Divide each row of counts by its sum, except rows of zeros."""
     return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
 
 @_styled
 def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
-    """A confusion matrix as shares of its rows, in cells of text while there are few.
+    """Plot a confusion matrix normalized by rows; cells show their values if there are few classes.
 
     Args:
-        matrix: ``(len(names), len(names))``, counts; a row for each true class.
-        names: of the rows and columns.
+        matrix: Counts, ``(len(names), len(names))``, with a row for each true class.
+        names: Names of the rows and columns.
     """
     number, part = len(names), shares(matrix)
     side = min(12.0, max(4.0, 2 + 0.45 * number))
     font = min(8.0, max(2.5, 0.75 * 72 * (side - 2) / number))
     figure = Figure(figsize=(side + 0.8, side), layout='constrained')
     axes = figure.subplots()
-    # The square root shows rare confusions too.
+    # The square root makes rare confusions visible.
     image = axes.imshow(np.sqrt(part), cmap='Blues', vmin=0, vmax=1)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, ticks=np.sqrt([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(['0', '1 %', '5 %', '10 %', '25 %', '50 %', '100 %'], fontsize=7)
     short = [name if len(name) <= 24 else f'{name[:23]}\u2026' for name in names]
     axes.set_xticks(range(number), short, fontsize=font, rotation=90)
     axes.set_yticks(range(number), short, fontsize=font)
-    axes.tick_params(length=2 if number <= _WRITTEN_CELLS else 0)
+    axes.tick_params(length=2 if number <= _MAX_ANNOTATED else 0)
     axes.set_xlabel('prediction')
     axes.set_ylabel('ground truth')
-    if number <= _WRITTEN_CELLS:
+    if number <= _MAX_ANNOTATED:
         for row in range(number):
             for column in range(number):
                 if matrix[row, column]:
@@ -159,13 +155,13 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
 
 @_styled
 def plot_scores(scores: Sequence[float]) -> bytes:
-    """How often each score of an image occurs."""
+    """Plot a histogram of image scores."""
     figure = Figure(figsize=(6, 2.2), layout='constrained')
     axes = figure.subplots()
-    axes.hist(scores, bins=np.linspace(0, 1, 21), color=_COLOURS[0], edgecolor='white')
-    axes.axvline(float(np.mean(scores)), color=_COLOURS[1], label=f'mean {np.mean(scores):.3f}')
+    axes.hist(scores, bins=np.linspace(0, 1, 21), color=_COLORS[0], edgecolor='white')
+    axes.axvline(float(np.mean(scores)), color=_COLORS[1], label=f'mean {np.mean(scores):.3f}')
     axes.set_xlim(0, 1)
-    axes.set_xlabel('score of an image')
+    axes.set_xlabel('score')
     axes.set_ylabel('images')
     axes.grid(axis='y')
     axes.legend(fontsize=8)
@@ -174,10 +170,10 @@ def plot_scores(scores: Sequence[float]) -> bytes:
 
 @_styled
 def plot_phases(runs: Mapping[str, Mapping[str, int]]) -> bytes:
-    """A bar for each run, divided by phases.
+    """Plot a bar for each run, divided into phases.
 
     Args:
-        runs: of each run, the seconds of each phase.
+        runs: Seconds of each phase of each run.
     """
     phases = list(dict.fromkeys(phase for seconds in runs.values() for phase in seconds))
     most = max(sum(seconds.values()) for seconds in runs.values())
@@ -187,7 +183,7 @@ def plot_phases(runs: Mapping[str, Mapping[str, int]]) -> bytes:
     left = np.zeros(len(runs))
     for number, phase in enumerate(phases):
         widths = np.array([seconds.get(phase, 0) / length for seconds in runs.values()])
-        axes.barh(range(len(runs)), widths, left=left, color=_COLOURS[number % len(_COLOURS)], label=phase, height=0.7)
+        axes.barh(range(len(runs)), widths, left=left, color=_COLORS[number % len(_COLORS)], label=phase, height=0.7)
         left += widths
     axes.set_yticks(range(len(runs)), list(runs))
     axes.invert_yaxis()

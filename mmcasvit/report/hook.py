@@ -1,4 +1,4 @@
-"""The hook that leaves a report."""
+"""Hook that writes a report at the end of a run."""
 
 from pathlib import Path
 
@@ -9,33 +9,36 @@ from mmengine.runner import BaseLoop, Runner
 
 from mmcasvit.registry import HOOKS
 
-from .page import FOLDER, write_report
-from .recording import ImageCollector, watch_classes, write_record
+from .page import write_report
+from .record import FOLDER, ImageCollector, watch_classes, write_record
 
 
 @HOOKS.register_module()
 class ReportHook(Hook):
-    """Collects what :mod:`mmcasvit.reporting` shows of evaluations, and writes ``report.html`` at the end of a run.
+    """Hook that records evaluations and writes ``report.html`` at the end of a run.
 
-    Every validation or test of a detector or segmentor whose data come with annotations leaves a folder ``evaluation``
-    beside the log of the run; a later one of the same run takes its place. The ground truth is what the pipeline of the
-    data loads, in the size of the image on the disk, as mmdet's and mmseg's own drawing expects it.
+    Every validation or test of a detector or segmentor on annotated data writes a folder ``evaluation`` next to the
+    log of the run, and replaces an earlier one. The ground truth is what the data pipeline loads. It must have the
+    size of the image file, as the visualizers of mmdet and mmseg expect.
 
     Args:
-        pictures: how many of the best and how many of the worst images are drawn.
-        score_thr: boxes below are neither counted nor drawn.
-        iou_thr: the IoU from which a box counts for an object.
-        out: where the report goes, ``report.html`` of the work directory by default.
+        pictures: Number of the best and of the worst images to draw.
+        score_thr: Lowest score of a box; boxes below it are neither counted nor drawn.
+        iou_thr: Lowest IoU of a match between a box and an object.
+        out: File of the report. The default is ``report.html`` in the work directory.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
-    priority = 'VERY_LOW'  # when the metrics have been logged
+    priority = 'VERY_LOW'  # after the metrics have been logged
 
     def __init__(self, pictures: int = 6, score_thr: float = 0.3, iou_thr: float = 0.5, out: str | None = None):
         if pictures < 1:
             raise ValueError(f'pictures must be at least 1, got {pictures}')
         for name, value in dict(score_thr=score_thr, iou_thr=iou_thr).items():
             if not 0 <= value <= 1:
-                raise ValueError(f'{name} must lie between 0 and 1, got {value}')
+                raise ValueError(f'{name} must be between 0 and 1, got {value}')
         self.pictures, self.score_thr, self.iou_thr, self.out = pictures, score_thr, iou_thr, out
         self._collectors = {}
 
@@ -60,7 +63,7 @@ class ReportHook(Hook):
         self._collectors[id(evaluator)] = collector
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self._record(runner, runner.val_loop, metrics, f'validation after iteration {runner.iter} of the training')
+        self._record(runner, runner.val_loop, metrics, f'validation after iteration {runner.iter}')
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self._record(runner, runner.test_loop, metrics, f'test of {runner._load_from}')
@@ -76,7 +79,7 @@ class ReportHook(Hook):
             per_class |= getattr(metric, 'per_class', {})
         try:
             write_record(Path(runner.log_dir, FOLDER), images, collector, metrics or {}, per_class, source)
-        except Exception as error:  # hours of training are worth more than a picture
+        except Exception as error:  # a report must not end a training
             runner.logger.exception(f'the evaluation could not be recorded for the report: {error}')
 
     @master_only

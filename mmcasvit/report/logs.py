@@ -1,4 +1,4 @@
-"""What the logs of a work directory tell: runs, curves, tables, time. Nothing that they hold is executed."""
+"""Logs of a work directory: runs, curves, tables and times. Nothing in them is executed."""
 
 import ast
 import json
@@ -17,26 +17,26 @@ _LINE = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - \S+ - [A-Z]+ - (.*)', re
 _PROGRESS = re.compile(r'(?:Epoch|Iter)\((train|val|test)\) *(?:\[ *(\d+)\])?\[ *(\d+)/ *(\d+)\]')
 _RESUMED = re.compile(r'resumed epoch: (\d+), iter: (\d+)')
 _PHASES = dict(train='training', val='validation', test='test')
-# Of the scalars of training those that are no loss.
+# Logged scalars that are not curves.
 _CLOCKS = ('time', 'data_time', 'memory', 'epoch', 'iter', 'step')
 
 
 @dataclass
 class Run:
-    """One start of a program in a work directory.
+    """One run of a program in a work directory.
 
     Attributes:
-        folder: of its logs, named by the time of its start.
-        environment: mmengine's text on the machine, empty if it was not written.
-        config: text of the config, empty if it was not written.
-        resumed: the epoch and the iteration it went on from, or None.
-        reached: what the last line on the progress of training said: epoch (None in loops of iterations), number in it
-            or iteration, and how many there are.
-        seconds: wall-clock time of each phase, whole seconds.
-        table: the last table of classes, as header and rows of text.
-        training: scalars logged in training, by step.
-        validation: metrics of validations, by step or, in loops of epochs, by epoch.
-        test: the metrics of a test, or None.
+        folder: Folder of its logs, named after its start time.
+        environment: mmengine's description of the machine, or an empty string.
+        config: Text of the config, or an empty string.
+        resumed: Epoch and iteration that it was resumed from, or None.
+        reached: Last logged training progress: epoch (None in iteration-based loops), number of the batch or
+            iteration, and their total number.
+        seconds: Wall-clock time of each phase, in whole seconds.
+        table: Last table of classes, as header and rows of text.
+        training: Scalars logged during training, by step.
+        validation: Validation metrics, by step, or by epoch in epoch-based loops.
+        test: Metrics of a test, or None.
     """
 
     folder: Path
@@ -56,23 +56,23 @@ class Run:
 
 
 def read_runs(work_dir: Path) -> list[Run]:
-    """The runs that left logs in a work directory, the oldest first.
+    """Read the logs of all runs in a work directory, oldest first.
 
     Raises:
-        UsageError: it is no folder, or holds no log of mmengine.
+        UsageError: It is not a folder, or has no logs of mmengine.
     """
     if not work_dir.is_dir():
         raise UsageError(f'work directory not found: {work_dir.absolute()}')
     folders = sorted(path for path in work_dir.iterdir() if _STAMP.fullmatch(path.name) and path.is_dir())
     if not folders:
         raise UsageError(
-            f'{work_dir.absolute()} is no work directory of a training or test: it has no folder of logs '
-            'named by a time, such as 20260131_120000.'
+            f'{work_dir.absolute()} is not a work directory of a training or test: it has no folder of logs with a '
+            'name such as 20260131_120000'
         )
-    return [read_run(folder) for folder in folders]
+    return [_read_run(folder) for folder in folders]
 
 
-def read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> Run:
     run = Run(folder)
     log = folder / f'{folder.name}.log'
     if log.is_file():
@@ -91,7 +91,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one a line; a line that was cut off when a run was killed is left out."""
+    """Yield the object of each line of a file, except lines that were cut off when a run was killed."""
     for line in file.read_text(errors='replace').splitlines() if file.is_file() else ():
         try:
             entry = json.loads(line)
@@ -114,7 +114,7 @@ def _read_log(run: Run, text: str) -> None:
             messages.append((datetime.strptime(match[1], '%Y/%m/%d %H:%M:%S'), match[2]))
         elif messages:
             messages[-1] = (messages[-1][0], f'{messages[-1][1]}\n{line}')
-    run.seconds = spent(run.start, messages)
+    run.seconds = _seconds_per_phase(run.start, messages)
     for _, message in messages:
         if 'System environment:' in message and not run.environment:
             run.environment = message.strip().strip('-').strip()
@@ -128,16 +128,11 @@ def _read_log(run: Run, text: str) -> None:
             run.table = table
 
 
-def spent(start: datetime, messages: list[tuple[datetime, str]]) -> dict[str, int]:
-    """Whole seconds of a run in each phase.
+def _seconds_per_phase(start: datetime, messages: list[tuple[datetime, str]]) -> dict[str, int]:
+    """Return the whole seconds that a run spent in each phase, from the time and text of each line of its log.
 
-    What lies between two lines belongs to the phase that the later one reports on. So writing a checkpoint, which is
-    announced before it is done, counts as a part of what follows it; the phases add up to the time between the start
-    and the last line.
-
-    Args:
-        start: of the run.
-        messages: time and text of each line of the log.
+    The time between two lines counts for the phase that the later line reports on. Writing a checkpoint is logged
+    before it is done, so it counts for the phase after it. The sum is the time from the start to the last line.
     """
     seconds, waiting, phase, starting, before = Counter(), 0, 'start-up', True, start
     for time, message in messages:
@@ -151,14 +146,14 @@ def spent(start: datetime, messages: list[tuple[datetime, str]]) -> dict[str, in
             starting = starting and not message.startswith(('Load checkpoint from', 'Checkpoints will be saved'))
         elif message.startswith(('The best checkpoint', 'The previous best')):
             seconds['best checkpoint'] += passed
-        else:  # such as the computation of metrics: the line behind it says of what
+        else:  # such as the computation of metrics; a later line tells the phase
             waiting += passed
     seconds[phase] += waiting
     return dict(seconds)
 
 
 def class_table(message: str) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows of a table of classes as mmdet and mmseg print it, or None if a message has none."""
+    """Return header and rows of a table of classes as mmdet and mmseg print it, or None if a message has none."""
     lines = [line.strip() for line in message.splitlines()]
     lines = [line[1:-1] for line in lines if line.startswith('|') and line.endswith('|')]
     if not lines:
@@ -166,22 +161,22 @@ def class_table(message: str) -> tuple[list[str], list[list[str]]] | None:
     header = [cell.strip() for cell in lines[0].split('|')]
     if header[0] not in ('Class', 'category'):
         return None
-    # A name may hold the sign that separates the columns, a number may not.
+    # Names may contain the column separator; numbers do not.
     rows = [[cell.strip() for cell in line.rsplit('|', len(header) - 1)] for line in lines[1:]]
     return header, [row for row in rows if len(row) == len(header)]
 
 
 @dataclass
 class History:
-    """The curves of a training, whatever the number of runs it took.
+    """Curves of a training, joined from any number of runs.
 
     Attributes:
-        training: of each scalar, its steps and values.
-        validation: of each metric, the same; the steps are iterations, or epochs where ``by_epoch``.
-        by_epoch: whether validations are counted by epochs.
-        resumed: the iterations at which a run went on.
-        dropped: names of the runs that were begun anew by a later one, whose curves are left out.
-        data_share: share of the time of training that was spent waiting for data, or None.
+        training: Steps and values of each scalar.
+        validation: Steps and values of each metric; steps are iterations, or epochs if ``by_epoch``.
+        by_epoch: Whether validations are counted in epochs.
+        resumed: Iterations from which a run was resumed.
+        dropped: Names of runs that are left out, since a later run started from scratch.
+        data_share: Share of the training time that was spent waiting for data, or None.
     """
 
     training: dict[str, tuple[list[int], list[float]]]
@@ -193,10 +188,10 @@ class History:
 
 
 def join(runs: list[Run]) -> History:
-    """Puts the curves of runs together that were resumed one from the other.
+    """Join the curves of runs that were resumed from each other.
 
-    A run that goes on from an iteration takes the place of what earlier ones logged behind it; one that begins anew,
-    of all that they logged.
+    A resumed run replaces what earlier runs logged after the iteration that it was resumed from. A run that starts
+    from scratch replaces everything before it.
     """
     training, validation, resumed, dropped = {}, {}, [], []
     trained = [run for run in runs if run.training]
@@ -223,7 +218,7 @@ def _columns(entries: dict[int, dict[str, float]]) -> dict[str, tuple[list[int],
     columns = {}
     for step in sorted(entries):
         for name, value in entries[step].items():
-            if name not in _CLOCKS and known(name, value):
+            if name not in _CLOCKS and is_defined(name, value):
                 steps, values = columns.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(value)
@@ -231,15 +226,15 @@ def _columns(entries: dict[int, dict[str, float]]) -> dict[str, tuple[list[int],
 
 
 def last_config(runs: list[Run]) -> str:
-    """Text of the config of the last run that trained, or else of the last that left one."""
+    """Return the text of the config of the last run that trained, or of the last run with a config."""
     trained = [run.config for run in runs if run.config and run.training]
     return ([''] + [run.config for run in runs if run.config] + trained)[-1]
 
 
 def plain_values(text: str) -> dict[str, Any]:
-    """The values of a config as mmengine writes it; none of a text of another kind.
+    """Return the values of a config as mmengine writes it, or an empty dict for any other text.
 
-    That is assignments of calls of ``dict`` and of literals. They are taken apart, not executed.
+    The text is parsed, not executed: it consists of assignments of literals and ``dict(...)`` calls.
     """
     values = {}
     try:
@@ -262,7 +257,7 @@ def _plain(node: ast.expr) -> Any:
 
 
 def at(config: Any, *path: str | int) -> Any:
-    """An entry of nested dicts and lists, or None where there is none."""
+    """Return an entry of nested dicts and lists, or None if there is none."""
     for key in path:
         if isinstance(config, dict):
             config = config.get(key)
@@ -273,6 +268,6 @@ def at(config: Any, *path: str | int) -> Any:
     return config
 
 
-def known(name: str, value: float) -> bool:
-    """Whether a value says something: COCO's evaluation writes -1 where there is no object of a kind."""
+def is_defined(name: str, value: float) -> bool:
+    """Return False for the -1 that COCO's evaluation reports if there is no object of a kind."""
     return not (value == -1 and re.search(r'(^|[/_])(m?AP|AR)([_@]|$)', name))

@@ -1,4 +1,4 @@
-"""Uploaded images, read within limits."""
+"""Decoding of uploaded images within limits."""
 
 import io
 
@@ -9,24 +9,24 @@ from PIL import Image, UnidentifiedImageError
 
 from mmcasvit.utils.errors import Refused
 
-# What Pillow calls the formats of mmcasvit.tooling.IMAGE_SUFFIXES.
+# Pillow's names of the formats in mmcasvit.utils.images.IMAGE_SUFFIXES.
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 
 
-def read_picture(data: bytes, max_pixels: int, color_type: str = 'color', backend: str | None = None) -> np.ndarray:
-    """Decodes an image file as ``LoadImageFromFile`` of a config does, but not before its header was looked at.
+def read_image(data: bytes, max_pixels: int, color_type: str = 'color', backend: str | None = None) -> np.ndarray:
+    """Decode an image file as ``LoadImageFromFile`` does, after a check of its header.
 
     Args:
-        data: the file.
-        max_pixels: more than these are refused before they are decoded.
-        color_type, backend: of ``LoadImageFromFile``. With its defaults the picture is turned upright as EXIF says, and
-            grey, 16 bits, transparency and CMYK become BGR in uint8.
+        data: Content of the file.
+        max_pixels: Maximum number of pixels. Larger images are refused before they are decoded.
+        color_type, backend: Options of ``LoadImageFromFile``. With the defaults the image is rotated as EXIF says, and
+            grayscale, 16-bit, transparent and CMYK images are converted to BGR in uint8.
 
     Returns:
         ``(H, W, 3)``.
 
     Raises:
-        Refused: it is too large, damaged or no image.
+        Refused: If the image is too large or damaged, or the file is not an image.
     """
     if not data:
         raise Refused(422, 'the file is empty: send the bytes of an image.')
@@ -35,28 +35,28 @@ def read_picture(data: bytes, max_pixels: int, color_type: str = 'color', backen
             if file.width * file.height > max_pixels:
                 raise Refused(
                     413,
-                    f'the picture has {file.width}x{file.height} pixels, and this server takes at most '
-                    f'{max_pixels} in all: scale it down.',
+                    f'the image has {file.width}x{file.height} pixels, and this server accepts at most {max_pixels}: '
+                    'scale it down.',
                 )
-            file.load()  # to its end: OpenCV fills what is missing of a cut-off one with grey, and says nothing
+            file.load()  # OpenCV would fill the missing part of a truncated file with gray without an error
     except Refused:
         raise
     except UnidentifiedImageError as error:
         raise Refused(
             415,
-            'this is no image, or none of a format that is read here, whatever its name says: send '
+            'the file is not an image of a supported format, whatever its name says: send '
             f'{", ".join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}.',
         ) from error
     except Image.DecompressionBombError as error:
         raise Refused(
-            413, f'the picture has too many pixels, and this server takes at most {max_pixels}: scale it down.'
+            413, f'the image has too many pixels, and this server accepts at most {max_pixels}: scale it down.'
         ) from error
-    except Exception as error:  # decoders raise nearly anything
-        raise Refused(422, f'the image is damaged: {error}. Send a file that other programs open.') from error
+    except Exception as error:  # decoders raise almost any type
+        raise Refused(422, f'the image is damaged: {error}. Send a file that other programs can open.') from error
     try:
-        picture = mmcv.imfrombytes(data, flag=color_type, backend=backend)
+        image = mmcv.imfrombytes(data, flag=color_type, backend=backend)
     except cv2.error:
-        picture = None
-    if picture is None:
+        image = None
+    if image is None:
         raise Refused(422, 'OpenCV cannot decode this image: save it as an ordinary JPEG or PNG.')
-    return picture
+    return image

@@ -1,24 +1,24 @@
-"""Every exception class of the package; raising one imports nothing heavy."""
+"""Every exception class of the package; this file imports nothing."""
 
 
 class UsageError(Exception):
-    """Wrong input; the message says what was wrong and what would be right."""
+    """Wrong input. The message says what was wrong and what would be right."""
 
 
 class WeightsError(ValueError):
-    """A checkpoint that cannot be read safely or does not fit the model; the message says what to do."""
+    """A checkpoint that cannot be read safely or does not fit the model. The message says what to do."""
 
 
 class RunStopped(RuntimeError):
-    """Training that cannot go on; the message says why, and from where it can be taken up again."""
+    """Training that cannot continue. The message says why, and from which checkpoint it can be resumed."""
 
 
 class DataError(RuntimeError):
-    """Training data that a run cannot go on with; the message says which files and what to do."""
+    """Training data that a run cannot continue with. The message names the files and says what to do."""
 
 
 class PlugError(ValueError):
-    """A config that CAS-ViT does not fit into by rule; the message says why and what to do."""
+    """A config that CAS-ViT does not fit into. The message says why and what to do."""
 
 
 class TrialError(PlugError):
@@ -26,7 +26,7 @@ class TrialError(PlugError):
 
     Attributes:
         stage: ``'build'``, ``'train'`` or ``'predict'``.
-        reason: the error that the model raised, shortened.
+        reason: The error that the model raised, shortened.
     """
 
     def __init__(self, stage: str, message: str, reason: str):
@@ -36,15 +36,15 @@ class TrialError(PlugError):
 
 
 class NotApplicable(Exception):
-    """A combination that makes no sense; the message says why."""
+    """A combination of options that makes no sense. The message says why."""
 
 
 class MissingLibrary(NotApplicable):
-    """A peer whose library cannot be imported; the message says what to install.
+    """A model whose library cannot be imported. The message says what to install.
 
     Attributes:
-        model: the peer.
-        reason: the message without its name.
+        model: The name of the model.
+        reason: The message without that name.
     """
 
     def __init__(self, model: str, reason: str):
@@ -53,18 +53,22 @@ class MissingLibrary(NotApplicable):
 
 
 class Enough(Exception):
-    """Enough steps were measured."""
+    """A measurement of training steps that is complete."""
 
 
 class TrainingTooShort(ValueError):
-    """The training of a config has fewer steps than are to be measured."""
+    """A training schedule with fewer steps than are to be measured."""
 
     def __init__(self, steps: int, wanted: int):
         super().__init__(f'the training ended after {steps} steps, {wanted} were wanted')
 
 
 class Refused(Exception):
-    """A request that is not answered; carries the status of HTTP, and says what was wrong and what would be right."""
+    """A request that the server does not answer. The message says what was wrong and what would be right.
+
+    Attributes:
+        status: The HTTP status of the response.
+    """
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)

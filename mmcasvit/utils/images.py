@@ -1,4 +1,4 @@
-"""Image files that a user names: found, and read to their end before a run."""
+"""Search for image files, and checks that they can be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def find_images(path: Path) -> list[str]:
-    """The images of a folder in the order of their names, or the one image that is named.
+    """Return the images of a folder in the order of their names, or the path itself if it is a file.
 
     Raises:
-        UsageError: there is none.
+        UsageError: If the path does not exist or the folder has no images.
     """
     if path.is_dir():
         images = sorted(str(path / name) for name in scandir(path, IMAGE_SUFFIXES, case_sensitive=False))
         if not images:
-            raise UsageError(f'no image in {path.absolute()}; looked for {", ".join(IMAGE_SUFFIXES)}')
+            raise UsageError(f'no image in {path.absolute()}, looked for {", ".join(IMAGE_SUFFIXES)}')
         return images
     if not path.is_file():
         raise UsageError(f'image or folder not found: {path.absolute()}')
@@ -28,17 +28,19 @@ def find_images(path: Path) -> list[str]:
 
 
 def check_images(images: Sequence[str]) -> None:
-    """Reads each image to its end: OpenCV fills what is missing of a cut-off one with grey, and says nothing.
+    """Check that every image can be read completely, and that no two would get the same output name.
+
+    OpenCV reads a truncated image without an error and fills the rest with gray.
 
     Raises:
-        UsageError: one of them is no image or cut off, or two have the same name but for the suffix.
+        UsageError: If a file is not an image or is truncated, or if two names differ only in their suffixes.
     """
     names = {}
     for image in images:
         other = names.setdefault(Path(image).stem, image)
         if other != image:
             raise UsageError(
-                f'{other} and {image} have the same name, and so would their predictions. Put them into '
+                f'{other} and {image} have the same name, so their predictions would have too. Put them into '
                 'different folders.'
             )
         try:

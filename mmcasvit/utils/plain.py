@@ -1,4 +1,4 @@
-"""Plain copies of nested data."""
+"""Conversion of nested data to plain Python values and tensors."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def plain(value: Any) -> Any:
-    """A copy of nested data that ``torch.load(..., weights_only=True)`` reads; other objects become their text."""
+    """Copy nested data such that ``torch.load(..., weights_only=True)`` can read it.
+
+    Objects without a plain form become their ``repr``.
+    """
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
@@ -24,8 +27,8 @@ def plain(value: Any) -> Any:
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
-    if hasattr(value, 'to_ndarray'):  # mmdet's masks
+    if hasattr(value, 'to_ndarray'):  # masks of mmdet
         return plain(value.to_ndarray())
-    if isinstance(getattr(value, 'tensor', None), Tensor):  # mmdet's boxes
+    if isinstance(getattr(value, 'tensor', None), Tensor):  # boxes of mmdet
         return plain(value.tensor)
     return repr(value)

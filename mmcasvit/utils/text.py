@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 
 def shorten(names: Iterable[str], limit: int = 6) -> str:
+    """Join names with commas, and count those after the first ``limit`` instead of listing them."""
     names = list(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more

@@ -1,30 +1,32 @@
-"""Timing that favours nobody: all variants take turns, next to the machine's own limits measured in the same run."""
+"""Fair timing: variants that take turns, next to the limits of the machine measured in the same run."""
 
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+T = TypeVar('T')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16, int8=torch.int8)
-# What PyTorch itself computes a model in; int8 is for exported forms.
+# PyTorch runs models in these; int8 is for exported models.
 FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_floating_point]
-# Large enough to run at the machine's best rate, small enough to take its turn among the variants.
+# Large enough for the best rate of the machine, small enough to take turns with the variants.
 _MATMUL_SIZE = dict(cpu=1024, cuda=8192)
-# Larger than any cache of its device.
+# Larger than any cache of the device.
 _COPY_BYTES = dict(cpu=96 * 2**20, cuda=2**30)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of some samples."""
+    """Median and quartiles of samples."""
 
     median: float
     low: float
@@ -32,7 +34,7 @@ class Spread:
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """The median and the quartiles; with one sample all three are that sample."""
+    """Return the median and the quartiles of one or more samples."""
     if len(samples) == 1:
         return Spread(samples[0], samples[0], samples[0])
     low, median, high = statistics.quantiles(samples, n=4, method='inclusive')
@@ -40,15 +42,18 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """The ratio of two things measured in the same rounds: a slow round slows both, so each round is divided first."""
+    """Return the ratio of two series of samples from the same rounds.
+
+    Each round is divided first: a slow round slows down both.
+    """
     return spread([a / b for a, b in zip(numerators, denominators)])
 
 
 def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """The exponent ``a`` of ``y = c * x^a`` by least squares of the logarithms.
+    """Fit the exponent ``a`` of ``y = c * x^a`` by least squares of the logarithms.
 
     Raises:
-        ValueError: fewer than two different x.
+        ValueError: If there are fewer than two different x.
     """
     if len(set(x)) < 2:
         raise ValueError(f'an exponent needs at least two different sizes, got {sorted(set(x))}')
@@ -56,29 +61,31 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def interleave(
-    runs: Mapping[Hashable, Callable[[], float]], rounds: int, after_round: Callable[[int], None] = lambda done: None
-) -> dict[Hashable, list[float]]:
-    """Calls every run once a round, so that noise of the machine hits all alike.
+    runs: Mapping[T, Callable[[], float]], rounds: int, after_round: Callable[[int], None] = lambda done: None
+) -> dict[T, list[float]]:
+    """Call every run once per round, which spreads the noise of the machine over all of them.
 
-    Every other round goes backwards: who follows whom differs then, and a machine that drifts within a round favours
-    neither end.
+    Every other round runs in reverse order, so that drift within a round favors neither end.
 
     Args:
-        runs: what to call; each returns the seconds it measured.
-        rounds: how often.
-        after_round: called with the number of finished rounds.
+        runs: Functions that return the seconds they measured.
+        rounds: Number of rounds.
+        after_round: Function called after each round with the number of finished rounds.
+
+    Returns:
+        The samples of each run, one per round.
     """
-    samples = {key: [] for key in runs}
+    samples: dict[T, list[float]] = {key: [] for key in runs}
     for done in range(rounds):
-        for key in runs if done % 2 == 0 else reversed(runs):
+        for key in runs if done % 2 == 0 else reversed(list(runs)):
             samples[key].append(runs[key]())
         after_round(done + 1)
     return samples
 
 
 @contextmanager
-def use_threads(count: int):
-    """PyTorch computes with so many threads inside."""
+def use_threads(count: int) -> Iterator[None]:
+    """Set the number of threads of PyTorch inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -88,25 +95,41 @@ def use_threads(count: int):
 
 
 def synchronize(device: str) -> None:
-    """Waits until a device has done what was asked of it; a CPU always has."""
+    """Wait for all queued work of a GPU. On a CPU there is nothing to wait for."""
     if device == 'cuda':
         torch.cuda.synchronize()
 
 
-class Timer:
-    """Measures the seconds of one pass, each time it is called.
+def timed(run: Callable[[], T], device: str, clock: Callable[[], float] = time.perf_counter) -> tuple[T, float]:
+    """Call a function once, and return its result with the seconds it took; see :class:`Timer` for the clock."""
+    if device == 'cuda':
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        result = run()
+        end.record()
+        torch.cuda.synchronize()
+        return result, start.elapsed_time(end) / 1000
+    began = clock()
+    result = run()
+    return result, clock() - began
 
-    A call first runs one pass that is not measured, since the variant before has filled the caches with its own data,
-    and then as many as make up ``least_seconds``. Passes on a GPU are measured between two events of its stream.
+
+class Timer:
+    """Callable that measures the seconds of one pass.
+
+    Each call first runs one pass that is not measured, because the previous variant has filled the caches with its own
+    data. Then it runs as many passes as it takes to fill ``least_seconds``. Passes on a GPU are measured between two
+    events of its stream.
 
     Args:
-        run: one pass.
+        run: Function that runs one pass.
         device: ``'cpu'`` or ``'cuda'``.
-        threads: of PyTorch, while it runs.
-        warmup: passes before anything is measured: compiling, packing of weights, first touch of memory.
-        least_seconds: how long a sample lasts at least.
-        clock: seconds on a CPU. The processor time of this process is not lengthened by other programs of a busy
-            machine; with one thread it is on an idle machine the same as the time on the wall.
+        threads: Number of threads of PyTorch.
+        warmup: Number of passes before the first measurement. They compile, pack weights and touch memory.
+        least_seconds: Minimum length of a sample in seconds.
+        clock: Clock of a CPU, in seconds. Other programs of a busy machine do not lengthen ``time.process_time``. With
+            one thread on an idle machine, it agrees with ``time.perf_counter``.
     """
 
     def __init__(
@@ -124,20 +147,12 @@ class Timer:
                 run()
             self.passes = max(1, math.ceil(least_seconds / max(self._seconds(1), 1e-9)))
 
-    def _seconds(self, passes: int) -> float:
-        if self.device == 'cuda':
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda.synchronize()
-            start.record()
-            for _ in range(passes):
-                self.run()
-            end.record()
-            torch.cuda.synchronize()
-            return start.elapsed_time(end) / 1000 / passes
-        start = self.clock()
+    def _run(self, passes: int) -> None:
         for _ in range(passes):
             self.run()
-        return (self.clock() - start) / passes
+
+    def _seconds(self, passes: int) -> float:
+        return timed(lambda: self._run(passes), self.device, self.clock)[1] / passes
 
     def __call__(self) -> float:
         with use_threads(self.threads):
@@ -147,10 +162,11 @@ class Timer:
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit of the machine: a pass that comes as close to it as PyTorch does, and what that pass gets done.
+    """Limit of the machine: a pass that comes as close to it as PyTorch can.
 
     Attributes:
-        amount: of one pass, multiply-adds of the matrix multiplication, bytes read and written of the copy.
+        run: Function that runs one pass.
+        amount: Work of one pass: multiply-adds of a matrix product, or bytes that a copy reads and writes.
     """
 
     run: Callable[[], Tensor]
@@ -158,9 +174,9 @@ class Limit:
 
 
 def matmul_limit(device: str, precision: str) -> Limit:
-    """The product of two large square matrices."""
+    """Return the limit of arithmetic: the product of two large square matrices."""
     size = _MATMUL_SIZE[device]
-    if precision == 'int8':  # PyTorch multiplies such matrices, summed up in int32, under this name alone
+    if precision == 'int8':  # the only function of PyTorch that multiplies int8 into int32
         a, b = (torch.randint(-128, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
         return Limit(lambda: torch._int_mm(a, b), float(size) ** 3)
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
@@ -169,14 +185,14 @@ def matmul_limit(device: str, precision: str) -> Limit:
 
 
 def copy_limit(device: str) -> Limit:
-    """A copy of a block larger than the caches; every byte is read once and written once."""
+    """Return the limit of memory: a copy of a block larger than the caches, which reads and writes each byte once."""
     source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return Limit(lambda: target.copy_(source), 2.0 * _COPY_BYTES[device])
 
 
 def machine(devices: Sequence[str]) -> str:
-    """The processors in words, with the versions that decide how fast they compute."""
+    """Describe the processors, with the versions that determine how fast they compute."""
     name = platform.processor() or platform.machine()
     if os.path.exists('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as file:

@@ -1,1 +1,1 @@
-"""Feature maps of a model, as figures and as a page."""
+"""Feature maps and predictions of a model, as figures and as a page."""

@@ -1,13 +1,10 @@
-"""What the page of ``tools/explore.py`` shows: runs to choose from, one prediction drawn in many ways, maps, latency.
+"""Content of the page of ``tools/explore.py``: predictions, feature maps and latency, without the page itself."""
 
-Nothing here knows the page. The file reads: choosing, the picture, predicting and drawing, looking inside, latency.
-"""
-
+import functools
 import io
-import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,181 +16,155 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
-from mmcasvit.apis.config import config_path, get_config, list_configs, root
+from mmcasvit.apis.config import get_config
 from mmcasvit.apis.model import get_model
 from mmcasvit.models.casvit import CASViT
 from mmcasvit.models.deploy import deploy
-from mmcasvit.serve.images import read_picture
+from mmcasvit.serve.images import read_image
 from mmcasvit.utils.errors import Refused, UsageError
 from mmcasvit.utils.timing import Timer, interleave, spread
 
-from .feature_maps import batch_of, draw, draw_prediction, look_at
+from .feature_maps import look_at
+from .figure import draw
+from .predictions import batch_of, draw_prediction
 
-# By the header of an upload: what a picture of two megabytes unpacks to can be too much for the machine.
+# A file of two megabytes can unpack to more than fits into memory, so the header is checked first.
 MAX_PIXELS = 50_000_000
-# The longer side that a model gets to see. The maps need gradients, whose memory grows with the picture.
+# Longer side of an image in a model. Feature maps need gradients, whose memory grows with the image.
 MAX_SIDE = 1600
-SHOWN = dict(mmdet='detector', mmseg='segmentor')
-# One model computes at a time: the process has one default scope, and look_at hangs hooks on the model.
-_ALONE = threading.Lock()
+KINDS = dict(mmdet='detector', mmseg='segmentor')
+# One model computes at a time: the process has one default scope, and look_at registers hooks on the model.
+_LOCK = threading.Lock()
+LOCAL_HOSTS = ('127.0.0.1', 'localhost')
 
 
-def find_runs(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """The configs below some folders that have checkpoints beside them, as mmengine leaves them in a work dir.
-
-    Returns:
-        For each config its checkpoints, first those that a run kept as its best, then the newest. Paths are relative
-        where they lie below the current folder.
-    """
-    runs = {}
-    for folder in folders:
-        for place, _, names in sorted(os.walk(folder)):
-            checkpoints = [Path(place, name) for name in names if name.endswith(('.pth', '.safetensors'))]
-            checkpoints.sort(key=lambda file: (not file.name.startswith('best_'), -file.stat().st_mtime))
-            for name in sorted(names):
-                if checkpoints and name.endswith('.py'):
-                    runs[_shown(Path(place, name))] = list(map(_shown, checkpoints))
-    return runs
-
-
-def _shown(path: Path) -> str:
-    path, here = path.absolute(), Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def confine(path: str, folders: Sequence[Path]) -> Path:
-    """A file below one of some folders. Links count as what they lead to.
-
-    Raises:
-        UsageError: it lies elsewhere, or is not there.
-    """
-    try:
-        file = Path(path).resolve()
-        if not any(file.is_relative_to(folder.resolve()) for folder in folders):
-            raise UsageError(
-                f'{path} lies outside of the folders that were opened to this page: '
-                f'{", ".join(map(str, folders))}. Start tools/explore.py with its folder.'
-            )
-        if not file.is_file():
-            raise UsageError(f'file not found: {path}')
-    except (OSError, ValueError, RuntimeError) as error:  # names too long or with zeros in them, links in circles
-        raise UsageError(f'{path!r} is no path: {error}') from error
-    return file
-
-
-def check_choice(config: str | None, checkpoint: str | None, folders: Sequence[Path]) -> tuple[str, str]:
-    """The files that somebody chose on the page.
+def server_flags(host: str, port: int, max_upload: int) -> list[str]:
+    """Return flags for Streamlit's server that keep it private: no statistics, no browser, no other origin.
 
     Args:
-        config: a name out of :func:`mmcasvit.list_configs`, or a path below the folders or the project's configs.
-        checkpoint: a path below the folders.
-        folders: what is open to the page. A config is executed when it is read, so no other will do.
-
-    Raises:
-        UsageError: one was not chosen, or is not among what can be.
+        host: Address to listen on. A local address is reachable only under the names in ``LOCAL_HOSTS``.
+        port: Port to listen on.
+        max_upload: Maximum size of an image in MB.
     """
-    if not config:
-        raise UsageError('choose a config first.')
-    if not checkpoint:
-        raise UsageError('choose a checkpoint first.')
-    file = config_path(config) if config in list_configs() else confine(config, [*folders, root() / 'configs'])
-    return str(file), str(confine(checkpoint, folders))
+    options = {
+        'server.address': host,
+        'server.port': port,
+        'server.maxUploadSize': max_upload,
+        'server.enableXsrfProtection': 'true',
+        'server.enableCORS': 'true',
+        'browser.gatherUsageStats': 'false',
+        'server.headless': 'true',
+        'client.toolbarMode': 'minimal',
+        # A moved slider does not discard the result of a model that is still computing.
+        'runner.fastReruns': 'false',
+        'runner.magicEnabled': 'false',
+        'server.fileWatcherType': 'none',
+        'client.showErrorDetails': 'type',
+        'client.showErrorLinks': 'false',
+    }
+    flags = [f'--{name}={value}' for name, value in options.items()]
+    return flags + [f'--server.allowedHosts={name}' for name in LOCAL_HOSTS if host in LOCAL_HOSTS]
 
 
 def load_model(config: str, checkpoint: str, device: str | torch.device = 'cpu') -> nn.Module:
-    """A detector or segmentor with its weights, read without executing a pickle.
+    """Load a detector or segmentor with its weights, without executing a pickle.
 
     Raises:
-        UsageError: the config cannot be read, is for a classifier, or has no names of classes.
-        WeightsError: the checkpoint is broken or does not fit.
+        UsageError: If the config cannot be read, is for a classifier, or does not name the classes.
+        WeightsError: If the checkpoint is broken or does not fit.
     """
-    with _ALONE:
+    with _LOCK:
         cfg = get_config(config)
-        if cfg.default_scope not in SHOWN:
+        if cfg.default_scope not in KINDS:
             raise UsageError(
                 f'{config} is the config of a classifier ({cfg.default_scope}); this page shows '
-                f'{" and ".join(f"{kind}s" for kind in SHOWN.values())}. For classifiers there is '
-                'tools/infer.py.'
+                f'{" and ".join(f"{kind}s" for kind in KINDS.values())}. For classifiers, use tools/infer.py.'
             )
         model = get_model(cfg, checkpoint, device)
         if not model.dataset_meta.get('classes'):
             raise UsageError(
-                f'neither {checkpoint} nor {config} says what the classes are called: add '
-                'metainfo=dict(classes=(...)) to the data set of its test_dataloader.'
+                f'neither {checkpoint} nor {config} names the classes: add metainfo=dict(classes=(...)) to the '
+                'data set of its test_dataloader.'
             )
         return model
 
 
 def read_upload(content: bytes | None) -> np.ndarray:
-    """The picture that somebody dropped in, made smaller if it has to be.
+    """Decode an uploaded image, and scale it down to at most ``MAX_SIDE`` pixels per side.
 
     Returns:
-        ``(H, W, 3)`` in uint8 RGB, at most ``MAX_SIDE`` long.
+        ``(H, W, 3)`` in uint8 RGB.
 
     Raises:
-        UsageError: there is none, or it is too large, damaged or no image.
+        UsageError: If there is no image, or it is too large or damaged.
     """
     if not content:
         raise UsageError('drop in an image first.')
     try:
-        picture = read_picture(content, MAX_PIXELS)
+        image = read_image(content, MAX_PIXELS)
     except Refused as error:
         raise UsageError(str(error)) from error
-    if picture.shape[:2] == (1, 1):
+    if image.shape[:2] == (1, 1):
         raise UsageError('the image is a single pixel, on which nothing can be drawn.')
-    if max(picture.shape) > MAX_SIDE:
-        picture = mmcv.imrescale(picture, (MAX_SIDE, MAX_SIDE), interpolation='area')
-    return np.ascontiguousarray(picture[..., ::-1])
+    if max(image.shape) > MAX_SIDE:
+        image = mmcv.imrescale(image, (MAX_SIDE, MAX_SIDE), interpolation='area')
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 @contextmanager
-def _at_work(model: nn.Module, picture: np.ndarray) -> Iterator[Path]:
-    """A file of the picture for the pipeline of the model. Its scope is the default one, and nobody else computes."""
+def _in_use(model: nn.Module, image: np.ndarray) -> Iterator[Path]:
+    """Yield a file of the image for the pipeline of the model, in its scope and while no other model computes."""
     with (
-        _ALONE,
+        _LOCK,
         DefaultScope.overwrite_default_scope(model.cfg.default_scope),
         tempfile.TemporaryDirectory(prefix='mmcasvit-') as folder,
     ):
-        file = Path(folder, 'picture.png')
-        mmcv.imwrite(picture[..., ::-1], str(file))
+        file = Path(folder, 'image.png')
+        mmcv.imwrite(image[..., ::-1], str(file))
         yield file
 
 
 @dataclass
 class Prediction:
-    """What a model found in a picture, before any threshold.
+    """Prediction of a model for an image, before any threshold.
 
     Attributes:
-        picture: ``(H, W, 3)`` in uint8 RGB.
-        sample: the framework's, on the CPU.
-        confidence: ``(H, W)``, a segmentor's probability of the class that it gives each pixel; None of detectors.
+        image: ``(H, W, 3)`` in uint8 RGB.
+        sample: Data sample of the framework, on the CPU.
+        confidence: ``(H, W)``, the probability of the class that a segmentor predicts for each pixel. None for
+            detectors.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     sample: BaseDataElement
     confidence: np.ndarray | None = None
 
 
-def predict(model: nn.Module, picture: np.ndarray) -> Prediction:
-    """Runs a detector or segmentor once.
+def predict(model: nn.Module, image: np.ndarray) -> Prediction:
+    """Run a detector or segmentor once.
 
     Args:
-        model: of :func:`load_model`.
-        picture: ``(H, W, 3)`` in uint8 RGB.
+        model: Model of :func:`load_model`.
+        image: ``(H, W, 3)`` in uint8 RGB.
     """
-    with _at_work(model, picture) as file, torch.no_grad():
+    with _in_use(model, image) as file, torch.no_grad():
         sample = model(**batch_of(model, file), mode='predict')[0].cpu()
     confidence = None
     if model.cfg.default_scope == 'mmseg':
-        confidence = _confidence(sample.seg_logits.data, sample.pred_sem_seg.data[0])
+        confidence = confidence_of(sample.seg_logits.data, sample.pred_sem_seg.data[0])
         del sample.seg_logits  # the largest part by far
-    return Prediction(picture, sample, confidence)
+    return Prediction(image, sample, confidence)
 
 
-def _confidence(scores: Tensor, labels: Tensor) -> np.ndarray:
-    """The probability of the predicted class: ``(C, H, W)`` logits and ``(H, W)`` to ``(H, W)``.
+def confidence_of(scores: Tensor, labels: Tensor) -> np.ndarray:
+    """Return the probability of the predicted class of each pixel.
 
-    Of one channel mmseg gives the probability of class 1 in their stead.
+    Args:
+        scores: Logits, ``(C, H, W)``. With one channel, mmseg returns the probability of class 1 instead.
+        labels: ``(H, W)``.
+
+    Returns:
+        ``(H, W)``.
     """
     if len(scores) == 1:
         return torch.where(labels > 0, scores[0], 1 - scores[0]).numpy()
@@ -201,13 +172,13 @@ def _confidence(scores: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def enlarge(prediction: Prediction, side: int = 512) -> Prediction:
-    """The prediction on a picture some whole times as large, where a small one leaves no room for lines and names.
+    """Scale a prediction and its image by a whole number, because a small image has no room for lines and names.
 
     Args:
-        prediction: of :func:`predict`; left alone.
-        side: how long the longer side may become.
+        prediction: Prediction of :func:`predict`. It is not changed.
+        side: Maximum length of the longer side.
     """
-    times = side // max(prediction.picture.shape[:2])
+    times = side // max(prediction.image.shape[:2])
     if times < 2:
         return prediction
 
@@ -216,7 +187,7 @@ def enlarge(prediction: Prediction, side: int = 512) -> Prediction:
 
     sample, confidence = prediction.sample.clone(), prediction.confidence
     if confidence is None:
-        found = sample.pred_instances.clone()  # that of the sample shares its parts
+        found = sample.pred_instances.clone()  # the clone of the sample shares its parts
         found.bboxes = found.bboxes * times
         if 'masks' in found:
             found.masks = grow(found.masks)
@@ -224,31 +195,31 @@ def enlarge(prediction: Prediction, side: int = 512) -> Prediction:
     else:
         sample.pred_sem_seg = PixelData(data=grow(sample.pred_sem_seg.data))
         confidence = grow(torch.from_numpy(confidence)).numpy()
-    height, width = prediction.picture.shape[:2]
-    return Prediction(mmcv.imresize(prediction.picture, (width * times, height * times)), sample, confidence)
+    height, width = prediction.image.shape[:2]
+    return Prediction(mmcv.imresize(prediction.image, (width * times, height * times)), sample, confidence)
 
 
 def draw_over(model: nn.Module, prediction: Prediction, score_thr: float, opacity: float) -> np.ndarray:
-    """Draws a prediction without running the model: boxes and masks above a score, or pixels above a probability.
+    """Draw a prediction without running the model: boxes and masks above a score, or pixels above a probability.
 
     Args:
-        model: that made it; asked for its classes, colours and visualizer.
-        prediction: of :func:`predict` or :func:`enlarge`.
-        score_thr: from 0 to 1.
-        opacity: of what is drawn, from 0 to 1.
+        model: Model of the prediction, for its classes, colors and visualizer.
+        prediction: Prediction of :func:`predict` or :func:`enlarge`.
+        score_thr: Threshold from 0 to 1.
+        opacity: Opacity of the drawing from 0 to 1.
 
     Returns:
         ``(H, W, 3)`` in uint8 RGB.
     """
-    with _ALONE, DefaultScope.overwrite_default_scope(model.cfg.default_scope):
-        drawn = draw_prediction(model, prediction.picture, prediction.sample, score_thr, opacity)
+    with _LOCK, DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        drawn = draw_prediction(model, prediction.image, prediction.sample, score_thr, opacity)
     if prediction.confidence is not None:
-        drawn = np.where(prediction.confidence[..., None] > score_thr, drawn, prediction.picture)
+        drawn = np.where(prediction.confidence[..., None] > score_thr, drawn, prediction.image)
     return drawn
 
 
 def list_found(model: nn.Module, prediction: Prediction, score_thr: float) -> list[dict]:
-    """What :func:`draw_over` draws, in numbers: a row for each box, or for each class of a segmentation."""
+    """List what :func:`draw_over` draws: one row per box, or per class of a segmentation."""
     names = model.dataset_meta['classes']
     if prediction.confidence is not None:
         labels = prediction.sample.pred_sem_seg.data[0].numpy()
@@ -272,7 +243,7 @@ def list_found(model: nn.Module, prediction: Prediction, score_thr: float) -> li
 
 
 def legend(model: nn.Module) -> dict[str, str]:
-    """The colours of the classes as HTML writes them, of a model that has its own."""
+    """Return the color of each class in HTML notation, or nothing if the model has no palette."""
     palette = model.dataset_meta.get('palette')
     if not isinstance(palette, (list, tuple)):
         return {}
@@ -282,41 +253,41 @@ def legend(model: nn.Module) -> dict[str, str]:
     }
 
 
-def seen(model: nn.Module, picture: np.ndarray, category: str | None, score_thr: float, method: str) -> bytes:
-    """The figure of :mod:`mmcasvit.visualizing` as PNG: features, gates, context, receptive fields, activation maps.
+def draw_maps(model: nn.Module, image: np.ndarray, category: str | None, score_thr: float, method: str) -> bytes:
+    """Draw the feature maps of a model as PNG.
 
     Args:
-        model, picture: as of :func:`predict`.
-        category, score_thr, method: as of :func:`mmcasvit.visualizing.look_at`.
+        model, image: See :func:`predict`.
+        category, score_thr, method: See :func:`.feature_maps.look_at`.
 
     Raises:
-        UsageError: the backbone is no CAS-ViT.
+        UsageError: If the backbone is not a CAS-ViT.
     """
     figure = io.BytesIO()
-    with _at_work(model, picture) as file:
-        # Of log-odds there are none at 0 and 1, where the page's threshold can be.
+    with _in_use(model, image) as file:
+        # The threshold of the page can be 0 or 1, where the log-odds are infinite.
         draw(look_at(model, file, category, min(max(score_thr, 0.01), 0.99), method), figure)
     return figure.getvalue()
 
 
-def measure(model: nn.Module, picture: np.ndarray, rounds: int) -> list[dict]:
-    """Times the model as it is and its deploy form in turns: network and post-processing of one picture.
+def measure(model: nn.Module, image: np.ndarray, rounds: int) -> list[dict]:
+    """Time the eager and the deploy form of a model in turns: network and post-processing of one image.
 
     Args:
-        model, picture: as of :func:`predict`.
-        rounds: of one measured pass each, behind two to warm up and one before each to fill the caches.
+        model, image: See :func:`predict`.
+        rounds: Number of rounds. In each, every form runs one pass to fill the caches and one that is measured.
 
     Returns:
-        A row for each form: the median and the quartiles in milliseconds. Without a CAS-ViT there is no deploy form.
+        One row per form with the median and the quartiles in milliseconds. Only a CAS-ViT has a deploy form.
     """
     forms = dict(eager=model)
-    with _at_work(model, picture) as file, torch.no_grad():
+    with _in_use(model, image) as file, torch.no_grad():
         if any(isinstance(part, CASViT) for part in model.modules()):
             forms['deploy'] = deploy(model)
         data = batch_of(model, file)
         timers = {
             name: Timer(
-                lambda form=form: form(**data, mode='predict'),
+                functools.partial(form, **data, mode='predict'),
                 data['inputs'].device.type,
                 torch.get_num_threads(),
                 least_seconds=0,

@@ -1,11 +1,15 @@
-"""Reading checkpoints without running their pickles, and writing them atomically."""
+"""Checkpoint files: read without executing code, written atomically."""
 
 import argparse
+import hashlib
 import json
 import logging
 import os
 import pickle
 import re
+import types
+import urllib.error
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,25 +23,27 @@ from mmcasvit.utils.errors import WeightsError
 
 # mmengine matches a file's name against patterns; this one leaves s3:// and the like to their own readers.
 _LOCAL_SAFETENSORS = r'(?!.*://).*\.safetensors$'
+# Files that were read before a run was built, until the run asks for them.
+_AHEAD: dict[tuple, dict] = {}
 
 
 def _history_buffer_method(owner: type, name: str):
-    """Stands in for the ``getattr`` in pickles of mmengine's logs, and serves nothing but those."""
+    """Stand in for the ``getattr`` in pickles of mmengine's logs, and return nothing else."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
     return getattr(owner, name)
 
 
 def plain_globals() -> list:
-    """What a checkpoint may hold beside tensors and builtin containers: values that run no code of their own.
+    """Return what a checkpoint may hold besides tensors and builtin containers: values that run no code of their own.
 
-    In the form of :func:`torch.serialization.add_safe_globals`.
+    The list has the form that :func:`torch.serialization.add_safe_globals` takes.
     """
     # NumPy 1 and 2 keep these two functions in differently named modules, and a file may come from either.
     reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     number_types = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'uint32', 'float32', 'float64')]
     plain = [argparse.Namespace, HistoryBuffer, slice, np.ndarray, np.dtype, *number_types]
-    # Each with its name: what is added without, the end of anybody's torch.serialization.safe_globals block may remove.
+    # Named explicitly, because the end of any torch.serialization.safe_globals block may remove entries without a name.
     return [
         *[(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in plain],
         (_history_buffer_method, 'builtins.getattr'),
@@ -50,21 +56,26 @@ def plain_globals() -> list:
 
 
 def _local_file(path: str) -> Path:
+    """Return the file, downloaded first if the path is an address."""
     if not path.startswith(('http://', 'https://')):
         file = Path(path).expanduser()
         if not file.is_file():
             raise WeightsError(f'checkpoint not found: {file.absolute()}')
         return file
-    file = Path(torch.hub.get_dir()) / 'checkpoints' / path.rsplit('/', 1)[-1]
+    # Two addresses may end in the same name, such as epoch_12.pth.
+    name = Path(urllib.parse.urlsplit(path).path).name or 'checkpoint'
+    file = Path(torch.hub.get_dir(), 'checkpoints', f'{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}')
+    problem = None
     if is_main_process() and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(path, str(file))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(path, str(file))
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            problem = error
     barrier()
+    if not file.is_file():
+        raise WeightsError(f'{path} could not be downloaded to {file}: {problem or "see the first process"}')
     return file
-
-
-# Content of files that were checked before a run was built, until the run loads them.
-_AHEAD: dict[tuple, dict] = {}
 
 
 def _stamp(file: Path) -> tuple:
@@ -75,7 +86,7 @@ def _stamp(file: Path) -> tuple:
 def read_ahead(path: str | Path, trust: bool = False) -> dict:
     """Read a checkpoint before a run is built, so that a bad file ends it early, and keep it for the run.
 
-    The next :func:`read_checkpoint` of the same file returns what was read here and does not read it again.
+    The next :func:`read_checkpoint` of the same file returns what was read here instead of reading it again.
 
     Args:
         path: As in :func:`read_checkpoint`.
@@ -90,37 +101,37 @@ def read_ahead(path: str | Path, trust: bool = False) -> dict:
 
 
 def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
-    """Reads a checkpoint file without executing code from it.
+    """Read a checkpoint file without executing code from it.
 
-    Tensors, plain containers, NumPy values, ``argparse.Namespace`` and mmengine's log buffers are read, which
-    covers the published files and those of mmengine's runner. ``.safetensors`` files are read where that
-    package is installed, as a dict with ``meta`` and ``state_dict``.
+    Tensors, plain containers, NumPy values, ``argparse.Namespace`` and mmengine's log buffers are read, which covers
+    the published files and those of mmengine's runner. ``.safetensors`` files are read where that package is
+    installed, as a dict with ``meta`` and ``state_dict``.
 
     Args:
-        path: a file, or an http(s) address, which is downloaded once to PyTorch's hub folder.
-        map_location: the device for the tensors.
-        trust: execute the pickle if the file cannot be read otherwise, and log that it was done.
+        path: A file, or an http(s) address, which is downloaded once to the folder of PyTorch's hub.
+        map_location: The device for the tensors.
+        trust: Execute the pickle if the file cannot be read otherwise, and log it.
 
     Raises:
-        WeightsError: the file is missing, damaged, or its pickle would have run code.
+        WeightsError: The file is missing, damaged, or its pickle would have run code.
     """
     file = _local_file(str(path))
-    if (content := _AHEAD.pop(_stamp(file), None)) is not None:
-        return content
+    if (ahead := _AHEAD.pop(_stamp(file), None)) is not None:
+        return ahead
     if file.suffix == '.safetensors':
         return _read_safetensors(file, map_location)
     torch.serialization.add_safe_globals(plain_globals())
     try:
         content = torch.load(file, map_location=map_location, weights_only=True)
-    except Exception as error:  # bytes that are no pickle raise nearly anything while they are read as one
+    except Exception as error:  # arbitrary bytes read as a pickle raise almost anything
         found = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is not allowed', str(error))
         if found is None:
-            raise WeightsError(f'{file} is no checkpoint, or a damaged one.') from error
+            raise WeightsError(f'{file} is not a checkpoint, or is damaged.') from error
         if not trust:
             raise WeightsError(
                 f'{file} was not loaded: its pickle holds {found[1] or found[2]}, and unpickling that could run code.\n'
-                'If you trust where the file comes from, say so: --trust-checkpoint on the command line, trust=True in '
-                'Python or in init_cfg. tools/convert_weights.py then makes a file of it that is safe to read.'
+                'If you trust the origin of the file, say so: --trust-checkpoint on the command line, trust=True in '
+                'Python or in init_cfg. tools/convert_weights.py can then turn it into a file that is safe to read.'
             ) from error
         print_log(
             f'{file} is trusted: its pickle is EXECUTED, with {found[1] or found[2]} in it.',
@@ -129,14 +140,14 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
         )
         try:
             content = torch.load(file, map_location=map_location, weights_only=False)
-        except Exception as failure:  # whatever the executed pickle raises, such as for a class that is not installed
+        except Exception as failure:  # whatever the pickle raises, for instance for a class that is not installed
             raise WeightsError(f'{file} cannot be unpickled: {type(failure).__name__}: {failure}') from failure
     if not isinstance(content, Mapping):
         raise WeightsError(f'{file} holds a {type(content).__name__}, not a dict of weights.')
     return dict(content)
 
 
-def _safetensors():
+def _safetensors() -> types.ModuleType:
     try:
         import safetensors.torch
     except ImportError as error:
@@ -150,46 +161,65 @@ def _read_safetensors(file: Path, map_location: str) -> dict:
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(file, framework='pt', device=str(map_location or 'cpu')) as content:
-            notes = content.metadata() or {}
+            metadata = content.metadata() or {}
             weights = {key: content.get_tensor(key) for key in content.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise WeightsError(f'{file} is no safetensors file, or a damaged one: {error}') from error
-    return dict(meta=json.loads(notes.get('meta', '{}')), state_dict=weights)
+        raise WeightsError(f'{file} is not a safetensors file, or is damaged: {error}') from error
+    try:
+        meta = json.loads(metadata.get('meta', '{}'))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f'the metadata of {file} is not JSON under "meta": {error}') from error
+    return dict(meta=meta if isinstance(meta, dict) else {}, state_dict=weights)
 
 
 def write_checkpoint(content: Mapping, path: Path) -> None:
-    """Writes a checkpoint so that the file appears when it is complete, as ``.safetensors`` or as a pickle.
+    """Write a checkpoint atomically, as ``.safetensors`` or as a pickle.
 
     Args:
-        content: what the file shall hold. ``.safetensors`` files keep ``state_dict``, and ``meta`` as JSON in their
+        content: What the file will hold. ``.safetensors`` files keep ``state_dict``, and ``meta`` as JSON in their
             header.
-        path: the file; its suffix says which format.
+        path: The file. Its suffix selects the format.
 
     Raises:
-        WeightsError: the package safetensors is asked for and absent.
+        WeightsError: The package safetensors is needed and not installed.
+        OSError: The file cannot be written, for instance because the disk is full.
     """
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         if path.suffix == '.safetensors':
             weights = {key: value.contiguous() for key, value in content['state_dict'].items()}
             meta = json.dumps(content.get('meta', {}), default=np.ndarray.tolist)
-            # not save_file, whose files are for the user alone
+            # Not save_file, which makes files that only their owner can read.
             unfinished.write_bytes(_safetensors().torch.save(weights, dict(format='pt', meta=meta)))
         else:
-            torch.save(content, unfinished)
+            with open(unfinished, 'wb') as file:
+                try:
+                    torch.save(content, file)
+                except RuntimeError as error:  # PyTorch's writer hides the reason of a failed write
+                    raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+def forget_config(checkpoint: dict) -> None:
+    """Remove the text of the config from a checkpoint, before mmengine executes it to look for ``gpu_ids``.
+
+    ``Runner.resume`` hands that text to ``Config.fromstring``, which runs it as Python. A run has a config of its own,
+    and nothing else reads the text.
+    """
+    if isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'] = {key: value for key, value in checkpoint['meta'].items() if key not in ('config', 'cfg')}
+
+
 def use_safe_checkpoint_reader(trust: bool = False) -> None:
-    """Has mmengine read all local and downloaded checkpoints with :func:`read_checkpoint`, in this process.
+    """Make mmengine read all local and downloaded checkpoints with :func:`read_checkpoint`, in this process.
 
     OpenMMLab's mmengine cannot read the checkpoints of its own runner under PyTorch 2.6 and newer, and onedl's
-    falls back to running a pickle when the safe way is refused.
+    executes a pickle that the safe reader refuses.
 
     Args:
-        trust: as in :func:`read_checkpoint`.
+        trust: As in :func:`read_checkpoint`.
     """
 
     def load_from_safe_file(filename: str, map_location=None):
@@ -200,10 +230,10 @@ def use_safe_checkpoint_reader(trust: bool = False) -> None:
 
 
 def extend_mmengine_loader() -> None:
-    """Lets mmengine's own loader read two more kinds of file; nothing that it reads or refuses changes otherwise.
+    """Make mmengine's own loader read two more kinds of files; everything else it reads or refuses as before.
 
-    The values of the published ImageNet files and of mmengine's log buffers become known to PyTorch as safe, and
-    local ``.safetensors`` files are read, for which mmengine has no reader.
+    PyTorch learns that the values in published ImageNet files and in mmengine's log buffers are safe, and local
+    ``.safetensors`` files, for which mmengine has no reader, are read.
     """
 
     def load_from_safetensors(filename: str, map_location=None):

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the search for the last one that is."""
+"""Checkpoints that are whole or not there: renames that survive a crash, damage, and the last good file of a run."""
 
 import logging
 import os
@@ -11,14 +11,16 @@ from mmengine.logging import print_log
 
 from mmcasvit.utils.errors import WeightsError
 
+# The end of a file's name until the file is complete.
 UNFINISHED = '.unfinished'
+_NUMBERED = re.compile(r'(epoch|iter)_(\d+)\.pth')
 
 
 def damage(path: str | Path) -> str:
-    """What is wrong with a checkpoint, or '' if all of it can be read and every checksum is right.
+    """Return what is wrong with a checkpoint, or '' if all of it can be read and every checksum is right.
 
     Args:
-        path: a file, or the folder that a sharded checkpoint is.
+        path: A file, or the folder of a sharded checkpoint.
     """
     path = Path(path)
     if path.is_dir():
@@ -28,9 +30,9 @@ def damage(path: str | Path) -> str:
         with zipfile.ZipFile(path) as content:
             broken = content.testzip()
     except FileNotFoundError:
-        return 'it is not there'
+        return 'it does not exist'
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
-        return f'it is truncated or no checkpoint ({error})'
+        return f'it is truncated or not a checkpoint ({error})'
     return f'the checksum of {broken} is wrong' if broken else ''
 
 
@@ -43,7 +45,8 @@ def _to_disk(path: Path) -> None:
 
 
 def rename_durably(unfinished: Path, path: Path) -> None:
-    for part in unfinished.rglob('*'):  # where it is a folder
+    """Bring a file or folder to the disk, then give it its name, so that a crash leaves the old content or the new."""
+    for part in unfinished.rglob('*'):
         _to_disk(part)
     _to_disk(unfinished)
     if path.is_dir():  # os.replace would refuse
@@ -53,62 +56,57 @@ def rename_durably(unfinished: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that a reader finds either the old text or the new one."""
+    """Write a small file atomically."""
     unfinished = path.with_name(f'.{path.name}{UNFINISHED}')
     unfinished.write_text(text)
     rename_durably(unfinished, path)
 
 
-def _step(path: Path) -> int:
-    return int(re.search(r'_(\d+)\.pth$', path.name)[1])
+def read_pointer(work_dir: str | Path) -> Path | None:
+    """Return the checkpoint that ``last_checkpoint`` names, or None if there is no such file or it names nothing.
+
+    The file holds the path as seen from the folder in which the run was started. Where that leads nowhere, a
+    checkpoint of the same name in the work dir is meant.
+    """
+    try:
+        named = Path(work_dir, 'last_checkpoint').read_text().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    if not named or not named.isprintable():
+        return None
+    last, moved = Path(named), Path(work_dir, Path(named).name)
+    return moved if not last.exists() and moved.exists() else last
 
 
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
-    """The last checkpoint of a run that is whole, looked for behind the pointer ``last_checkpoint``.
+    """Return the last checkpoint of a run that is whole, or None if the run has written none.
 
-    Where the checkpoint that the pointer names is damaged, the one before it is taken, with a warning that names both.
-    Where there is no pointer, since the first checkpoint was just being written, the newest file is taken.
+    The checkpoint that ``last_checkpoint`` names comes first, then those before it, then any others from the newest on
+    (of an earlier run, or written after the pointer). A warning names what was passed over.
 
     Args:
-        work_dir: where the pointer is.
-
-    Returns:
-        The checkpoint, or None if the run has written none.
+        work_dir: The folder of the run, with the pointer in it.
 
     Raises:
-        WeightsError: there are checkpoints, and all are damaged.
+        WeightsError: There are checkpoints, and all of them are damaged.
     """
-    pointer = Path(work_dir, 'last_checkpoint')
-    last = Path(pointer.read_text().strip()) if pointer.is_file() and pointer.read_text().strip() else None
-    if last is not None and not last.exists() and (moved := Path(work_dir, last.name)).exists():
-        last = moved  # the pointer holds the path as it was seen from the folder the run was started in
-    folder = last.parent if last is not None else Path(work_dir)
-    others = [
-        path
-        for kind in ('epoch', 'iter')
-        for path in folder.glob(f'{kind}_*.pth')
-        if re.fullmatch(rf'{kind}_\d+\.pth', path.name) and path != last
-    ]
-    if last is None:
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    elif re.search(r'_\d+\.pth$', last.name):
-        others = sorted(
-            (
-                path
-                for path in others
-                if _step(path) < _step(last) and path.name.split('_')[0] == last.name.split('_')[0]
-            ),
-            key=_step,
-            reverse=True,
-        )
+    last = read_pointer(work_dir)
+    folder = Path(work_dir) if last is None or not last.parent.is_dir() else last.parent
+    others = {path: (found[1], int(found[2])) for path in folder.glob('*.pth')
+              if (found := _NUMBERED.fullmatch(path.name)) and path != last}  # fmt: skip
+    newest = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    if last is not None and (found := _NUMBERED.fullmatch(last.name)):
+        unit, step = found[1], int(found[2])
+        before = [path for path in others if others[path][0] == unit and others[path][1] < step]
+        before.sort(key=lambda path: others[path][1], reverse=True)
+        newest = [*before, *(path for path in newest if path not in before)]
     damaged = []
-    for path in [last, *others] if last is not None else others:
+    for path in ([] if last is None else [last]) + newest:
         wrong = damage(path)
         if not wrong:
             if damaged:
                 print_log(
-                    f'the last checkpoint is damaged: {"; ".join(damaged)}. The run goes on from the one before '
-                    f'it, {path}.',
+                    f'the last checkpoint cannot be used: {"; ".join(damaged)}. The run resumes from {path}.',
                     logger='current',
                     level=logging.WARNING,
                 )
@@ -116,7 +114,7 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
         damaged.append(f'{path}: {wrong}')
     if damaged:
         raise WeightsError(
-            f'no checkpoint of {work_dir} can be resumed. {"; ".join(damaged)}. Start anew in another '
-            'work dir, or delete them.'
+            f'no checkpoint of {work_dir} can be resumed. {"; ".join(damaged)}. Start again in another work dir, or '
+            'delete them.'
         )
     return None

@@ -22,13 +22,13 @@ OUTPUT_NORM = r'norm[0246]\.'
 
 
 def find_weights(content: Mapping) -> tuple[str, dict[str, Tensor]]:
-    """The weights inside a checkpoint and the name they stand under (``''`` for a bare state dict).
+    """Return the key that holds the weights of a checkpoint (``''`` for a bare state dict), and the weights.
 
-    ``state_dict`` goes before ``model``, and that before ``model_ema``. A ``module.`` prefix left by a
-    distributed wrapper is dropped.
+    ``state_dict`` is preferred to ``model``, and that to ``model_ema``. A ``module.`` prefix left by a distributed
+    wrapper is dropped.
 
     Raises:
-        WeightsError: there are no weights.
+        WeightsError: There are no weights.
     """
     for container in _CONTAINERS:
         if isinstance(content.get(container), Mapping):
@@ -48,7 +48,7 @@ def find_weights(content: Mapping) -> tuple[str, dict[str, Tensor]]:
 
 
 def describe_arch(weights: Mapping[str, Tensor]) -> str:
-    """The depths and channels of a CAS-ViT read off its keys, with the arch's name where there is one."""
+    """Describe a CAS-ViT by its keys and shapes: its arch, or its depths and channels if they are of no known arch."""
     blocks = {
         tuple(map(int, found.groups())) for key in weights if (found := re.match(r'network\.([0246])\.(\d+)\.', key))
     }
@@ -63,7 +63,7 @@ def describe_arch(weights: Mapping[str, Tensor]) -> str:
 
 
 def count_classes(weights: Mapping[str, Tensor]) -> int | None:
-    """How many classes a model of mmdet, mmseg or mmpretrain tells apart, read off its classifying layer."""
+    """Return the number of classes of a model of mmdet, mmseg or mmpretrain, or None if no layer shows it."""
     for key, weight in weights.items():
         *_, layer, kind = ('', *key.split('.'))
         if kind != 'weight':
@@ -79,13 +79,13 @@ def count_classes(weights: Mapping[str, Tensor]) -> int | None:
 
 
 def describe_model(weights: Mapping[str, Tensor]) -> str:
-    """:func:`describe_arch` of a whole model, whose CAS-ViT is its ``backbone``, or of a CAS-ViT alone."""
+    """Describe the CAS-ViT of a whole model, which is its ``backbone``, or a CAS-ViT on its own."""
     inside = {key.removeprefix('backbone.'): value for key, value in weights.items() if key.startswith('backbone.')}
     return describe_arch(inside or weights)
 
 
 _BACKBONE_KEY = re.compile(r'(patch_embed|network)\.')
-# Of the classifier: theirs, ours. The norm in front of their heads is the norm of our backbone's last output.
+# Prefixes in a classifier: theirs, ours. The norm before their heads is the norm of our backbone's last output.
 _CLASSIFIER_PARTS = (
     ('patch_embed.', 'backbone.patch_embed.'),
     ('network.', 'backbone.network.'),
@@ -96,12 +96,12 @@ _CLASSIFIER_PARTS = (
 
 
 def is_authors_classifier(weights: Mapping[str, Any]) -> bool:
-    """Whether the names are those of the authors' ImageNet model."""
+    """Return whether the names are those of the authors' ImageNet model."""
     return any(_BACKBONE_KEY.match(key) for key in weights) and any(key.startswith('head.') for key in weights)
 
 
 def is_own_classifier(weights: Mapping[str, Any]) -> bool:
-    """Whether the names are those of this project's classifier."""
+    """Return whether the names are those of this project's classifier."""
     return any(key.startswith('head.dist_head.') for key in weights)
 
 
@@ -114,28 +114,28 @@ def _rename(weights: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]
 
 
 def to_own_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames the authors' weights to this project's names.
+    """Rename the authors' weights to this project's names.
 
-    Detectors and segmentors keep their names; so does anything that is not theirs.
+    Detectors and segmentors keep their names, and so does everything that is not of the authors.
 
     Args:
-        weights: values of any kind by the authors' key.
+        weights: Values of any kind by the authors' key.
     """
     return _rename(weights, dict(_CLASSIFIER_PARTS)) if is_authors_classifier(weights) else dict(weights)
 
 
 def to_authors_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames this project's weights to the authors' names; undoes :func:`to_own_names`."""
+    """Rename this project's weights to the authors' names. This is the inverse of :func:`to_own_names`."""
     if not is_own_classifier(weights):
         return dict(weights)
     return _rename(weights, {own: theirs for theirs, own in _CLASSIFIER_PARTS})
 
 
 def neutral_output_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The output norms that a detector or segmentor lacks and the authors' backbone has, as they initialise them.
+    """Return the output norms that the authors' backbone has and a detector or segmentor lacks, freshly initialized.
 
     Args:
-        weights: a whole model of one of this project's configs.
+        weights: A whole model of one of this project's configs.
     """
     norms = {}
     for stage in (0, 2, 4, 6):
@@ -148,5 +148,5 @@ def neutral_output_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def match_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names of a model: the authors' ImageNet weights are renamed where it is a classifier."""
+    """Return the weights by the names of a model. The authors' ImageNet weights are renamed if it is a classifier."""
     return to_own_names(weights) if is_own_classifier(expected) else dict(weights)

@@ -1,4 +1,4 @@
-"""Checkpoints go from the authors' code to this project and back; what the old versions computed, ours compute."""
+"""Checkpoints are converted from the authors' code and back, and models compute what the old versions computed."""
 
 import sys
 
@@ -19,9 +19,8 @@ from mmengine.model import revert_sync_batchnorm
 from torch.testing import assert_close
 
 from mmcasvit import CASViT
-from mmcasvit.apis import convert as conversion
 from mmcasvit.weights.checkpoint import read_checkpoint
-from mmcasvit.weights.names import find_weights
+from mmcasvit.weights.names import find_weights, to_authors_names, to_own_names
 
 CONFIGS = {
     'retinanet': 'detection/retinanet_casvit-{}_fpn_1x_coco.py',
@@ -35,7 +34,7 @@ UNUSED = {f'backbone.norm0.{name}' for name in ('weight', 'bias', 'running_mean'
 
 @pytest.fixture
 def convert(monkeypatch, capsys):
-    """Runs the tool in this process; returns what it printed, or its error for the exit status 2."""
+    """Run the tool in this process, and return what it printed, or its error if the exit status is 2."""
     tool = load_tool('convert_weights')
 
     def run(*args, fails=False):
@@ -59,14 +58,14 @@ def save(content, path):
 
 
 def assert_same(weights, wanted):
-    """The same tensors bit by bit, in any order."""
+    """Check that the tensors are bitwise equal, in any order."""
     assert set(weights) == set(wanted)
     assert_close(weights, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('arch', ['xs', 'm'])
 @pytest.mark.parametrize('kind', CONFIGS)
-def test_names_and_shapes_are_those_of_the_old_versions(kind, arch):
+def test_names_and_shapes_match_the_old_versions(kind, arch):
     with torch.device('meta'):
         model = build(load(CONFIGS[kind].format(arch)))
     ours = {key: list(value.shape) for key, value in model.state_dict().items()}
@@ -93,7 +92,7 @@ def head_outputs(kind, model, maps):
 
 
 @pytest.mark.parametrize('kind', CONFIGS)
-def test_necks_and_heads_compute_what_the_old_versions_did(kind):
+def test_necks_and_heads_compute_the_outputs_of_the_old_versions(kind):
     cfg = load(CONFIGS[kind].format('xs'))
     model = fill(revert_sync_batchnorm(build(cfg)).double()).eval()
     maps = tuple(image(i, (2, channels, 16 >> i, 24 >> i)) for i, channels in enumerate((48, 56, 112, 220)))
@@ -111,15 +110,15 @@ def test_necks_and_heads_compute_what_the_old_versions_did(kind):
 
 
 @pytest.mark.parametrize('kind', CONFIGS)
-def test_a_dense_checkpoint_goes_there_and_back(convert, tmp_path, kind):
+def test_a_dense_checkpoint_survives_a_round_trip(convert, tmp_path, kind):
     theirs = published_dense_checkpoint(kind, 'xs')
     source = save(theirs, tmp_path / 'theirs.pth')
     printed = convert(source, tmp_path / 'ours.pth', '--config', XS[kind])
     own = torch.load(tmp_path / 'ours.pth', weights_only=True)
     expected = build(load(CONFIGS[kind].format('xs')))
-    expected.load_state_dict(own['state_dict'])  # strict: every name fits, none is left
+    expected.load_state_dict(own['state_dict'])  # strict: every name fits, and none is left over
     assert f"arch 'xs': {len(own['state_dict'])} of {len(own['state_dict'])} tensors" in printed
-    assert ('no place in the model, kept aside: backbone.norm0.weight' in printed) == (kind == 'retinanet')
+    assert ('not in the model, kept aside: backbone.norm0.weight' in printed) == (kind == 'retinanet')
     assert own['meta']['dataset_meta']['classes'] == theirs['meta']['CLASSES']
     assert own['meta']['dataset_meta'].get('palette') == theirs['meta']['PALETTE']
     assert own['meta']['epoch'] == 12
@@ -131,12 +130,12 @@ def test_a_dense_checkpoint_goes_there_and_back(convert, tmp_path, kind):
     assert back['meta'].get('PALETTE') == theirs['meta']['PALETTE']
 
 
-def test_an_own_retinanet_gets_the_norm_that_the_authors_have(convert, tmp_path):
+def test_an_own_retinanet_gets_the_norm_of_the_authors(convert, tmp_path):
     weights = published_dense_checkpoint('retinanet', 'xs')['state_dict']
     own = {key: value for key, value in weights.items() if key not in UNUSED}
     source = save(dict(meta=dict(dataset_meta=dict(classes=['a'])), state_dict=own), tmp_path / 'own.pth')
     printed = convert(source, tmp_path / 'back.pth', '--reverse', '--config', XS['retinanet'])
-    assert 'supplied without effect on the outputs: backbone.norm0.weight' in printed
+    assert 'added without effect on the outputs: backbone.norm0.weight' in printed
     back = torch.load(tmp_path / 'back.pth', weights_only=True)['state_dict']
     assert set(back) == set(weights)
     norm = torch.nn.BatchNorm2d(48).eval()
@@ -145,16 +144,16 @@ def test_an_own_retinanet_gets_the_norm_that_the_authors_have(convert, tmp_path)
     assert_close(norm(x), x, rtol=1e-5, atol=1e-5)
 
 
-def test_a_checkpoint_without_the_norm_that_nobody_reads_is_whole(convert, tmp_path):
+def test_a_checkpoint_without_the_unused_norm_is_complete(convert, tmp_path):
     theirs = published_dense_checkpoint('retinanet', 'xs')
     for key in UNUSED:
         del theirs['state_dict'][key]
     printed = convert(save(theirs, tmp_path / 'theirs.pth'), '--config', XS['retinanet'])
-    assert 'no place' not in printed
+    assert 'not in the model' not in printed
 
 
 @pytest.mark.parametrize('arch', ['xs', 's'])
-def test_a_classifier_goes_there_and_back_without_a_config(convert, tmp_path, arch):
+def test_a_classifier_survives_a_round_trip_without_a_config(convert, tmp_path, arch):
     source = save(published_checkpoint(arch), tmp_path / 'theirs.pth')
     count = len(published_weights(arch))
     assert f"arch '{arch}': {count} of {count} tensors of the classifier match" in convert(source)
@@ -170,7 +169,7 @@ def test_a_classifier_goes_there_and_back_without_a_config(convert, tmp_path, ar
     assert_same(torch.load(tmp_path / 'back.pth', weights_only=True)['model'], published_weights(arch))
 
 
-def test_a_converted_classifier_starts_a_backbone(convert, tmp_path):
+def test_a_converted_classifier_initializes_a_backbone(convert, tmp_path):
     convert(save(published_checkpoint('xs'), tmp_path / 'theirs.pth'), tmp_path / 'ours.safetensors')
     model = CASViT('xs', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.safetensors')))
     model.init_weights()
@@ -185,12 +184,12 @@ def test_prefixes_and_averages_are_found(convert, tmp_path):
     convert(source, tmp_path / 'last.pth')
     convert(source, tmp_path / 'average.pth', '--ema')
     last, ema = (read_checkpoint(tmp_path / name)['state_dict'] for name in ('last.pth', 'average.pth'))
-    assert_same(last, conversion.to_own_names(weights))
-    assert_same(ema, conversion.to_own_names(average))
+    assert_same(last, to_own_names(weights))
+    assert_same(ema, to_own_names(average))
     assert 'no moving average' in convert(save(dict(model=weights), tmp_path / 'x.pth'), '--ema', fails=True)
 
 
-def test_safetensors_hold_the_weights_and_the_names_of_the_classes(convert, tmp_path):
+def test_safetensors_hold_weights_and_class_names(convert, tmp_path):
     theirs = published_dense_checkpoint('semantic-fpn', 'xs')
     source = save(theirs, tmp_path / 'theirs.pth')
     convert(source, tmp_path / 'ours.safetensors', '--config', XS['semantic-fpn'])
@@ -221,7 +220,11 @@ def broken(change):
             [],
             ['head.head.weight: file (10, 220)'],
         ),
-        (lambda: broken(lambda w: [w.pop(f'dist_head.{name}') for name in ('weight', 'bias')]), [], ['no classifier']),
+        (
+            lambda: broken(lambda w: [w.pop(f'dist_head.{name}') for name in ('weight', 'bias')]),
+            [],
+            ['not a classifier'],
+        ),
         (lambda: published_dense_checkpoint('semantic-fpn', 'xs'), [], ["arch 'xs'", '--config FILE']),
         (
             lambda: published_dense_checkpoint('semantic-fpn', 's'),
@@ -231,12 +234,12 @@ def broken(change):
         (
             lambda: published_checkpoint('xs'),
             ['--config', XS['semantic-fpn']],
-            ['a backbone alone', '--pretrained FILE'],
+            ['holds only a backbone', '--pretrained FILE'],
         ),
     ],
-    ids=['a tensor gone', 'another head', 'one head', 'no config', 'another arch', 'no segmentor'],
+    ids=['missing tensor', 'other head', 'one head', 'no config', 'other arch', 'not a segmentor'],
 )
-def test_what_does_not_fit_is_said_and_not_written(convert, tmp_path, content, options, words):
+def test_weights_that_do_not_fit_are_reported_and_not_written(convert, tmp_path, content, options, words):
     source = save(content(), tmp_path / 'theirs.pth')
     error = convert(source, tmp_path / 'ours.pth', *options, fails=True)
     assert all(word in error for word in words), error
@@ -258,15 +261,15 @@ def test_wrong_arguments_are_refused(convert, tmp_path):
     assert 'checkpoint not found' in convert(tmp_path / 'none.pth', fails=True)
 
 
-def test_a_file_is_replaced_on_demand_alone_and_never_half_written(convert, tmp_path, monkeypatch):
+def test_a_file_is_replaced_only_on_demand_and_never_half_written(convert, tmp_path, monkeypatch):
     source = save(published_checkpoint('xs'), tmp_path / 'theirs.pth')
     target = tmp_path / 'ours.pth'
     target.write_bytes(b'precious')
     assert '--force' in convert(source, target, fails=True)
     assert target.read_bytes() == b'precious'
 
-    def fail_half_way(content, path):
-        path.write_bytes(b'half')
+    def fail_half_way(content, file):
+        file.write(b'half')
         raise OSError('disk full')
 
     monkeypatch.setattr(torch, 'save', fail_half_way)
@@ -282,12 +285,12 @@ def test_a_file_is_replaced_on_demand_alone_and_never_half_written(convert, tmp_
 
 def test_names_are_mapped_by_pure_functions():
     names = {key: key for key in published_weights('xs')}
-    own = conversion.to_own_names(names)
+    own = to_own_names(names)
     assert names == {key: key for key in published_weights('xs')}
     assert own['backbone.norm6.weight'] == 'norm.weight'
     assert own['head.head.weight'] == 'head.weight'
     assert len(own) == len(names)
-    assert conversion.to_authors_names(own) == names
-    assert conversion.to_own_names(own) == own
+    assert to_authors_names(own) == names
+    assert to_own_names(own) == own
     dense = {'backbone.norm6.weight': 1, 'roi_head.bbox_head.fc_cls.weight': 2}
-    assert conversion.to_own_names(dense) == conversion.to_authors_names(dense) == dense
+    assert to_own_names(dense) == to_authors_names(dense) == dense

@@ -1,4 +1,4 @@
-"""mmdet's and mmseg's own inferencers take the configs and checkpoints of this project."""
+"""The inferencers of mmdet and mmseg work with the configs and checkpoints of this project."""
 
 import cv2
 import numpy as np
@@ -15,9 +15,9 @@ IMAGE = np.random.RandomState(0).randint(0, 255, (64, 96, 3), np.uint8)
 
 
 def trained(folder, name):
-    """A tiny model by the name of a config, its config file, and a checkpoint with the metadata that a runner saves.
+    """Return a tiny variant of a config's model, its config file, and a checkpoint with the metadata of a runner.
 
-    Its BatchNorm statistics are random, so that a tensor that was not loaded changes the result.
+    The BatchNorm statistics are random, so that a tensor that is not loaded changes the result.
     """
     config = write_tiny_config(folder / f'{name}.py', mmcasvit.config_path(name))
     model = mmcasvit.get_model(config)
@@ -51,7 +51,7 @@ def test_a_detector_with_masks(tmp_path):
 
 
 def test_a_detector_by_the_name_of_its_config(tmp_path):
-    """Without its masks: mmdet's look-up by name knows mmdet's own models, ours go in as a config."""
+    """mmdet looks up only its own models by name, so the config itself is passed."""
     from mmdet.apis import DetInferencer
 
     model = mmcasvit.get_model('retinanet_casvit-xs_fpn_6e_shapes')
@@ -87,7 +87,7 @@ def test_a_segmentor(tmp_path, name, classes):
 
 
 @pytest.mark.slow
-def test_our_tool_draws_a_segmentation_in_the_colours_of_its_data_set(tmp_path, run_tool):
+def test_our_tool_draws_a_segmentation_in_the_colors_of_its_dataset(tmp_path, run_tool):
     from mmseg.apis import MMSegInferencer
 
     model, config, checkpoint = trained(tmp_path, SEGMENTOR)
@@ -105,7 +105,7 @@ def test_our_tool_draws_a_segmentation_in_the_colours_of_its_data_set(tmp_path, 
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_an_inferencer_is_not_given_half_a_model(tmp_path):
+def test_an_inferencer_refuses_half_a_model(tmp_path):
     from mmdet.apis import DetInferencer
 
     model, config, _ = trained(tmp_path, MASK_RCNN)

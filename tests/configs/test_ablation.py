@@ -1,4 +1,4 @@
-"""The configs of the token mixers differ in nothing else, and the tool compares what was really trained."""
+"""The configs of configs/ablation/ differ only in the token mixer, and dev/ablate.py trains and compares them."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from mmcasvit.utils.errors import UsageError
 
 FOLDER = ROOT / 'configs/ablation'
 SHAPES = FOLDER / 'semantic-fpn_casvit-xs_480i_half-shapes.py'
-# By the part of the file name.
+# Token mixer by the part of the file name.
 VARIANTS = {
     'self-attention': 'self_attention',
     'separable': 'separable',
@@ -37,7 +37,7 @@ RECIPES = {
 
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_a_config_differs_from_its_recipe_in_the_token_mixer_alone(recipe, variant):
+def test_config_differs_from_its_recipe_only_in_the_token_mixer(recipe, variant):
     cfg, base = Config.fromfile(FOLDER / f'{recipe.format("-" + variant)}.py'), Config.fromfile(RECIPES[recipe])
     assert cfg.model.backbone.pop('token_mixer') == VARIANTS[variant]
     assert cfg._cfg_dict == base._cfg_dict
@@ -49,7 +49,7 @@ def test_there_are_no_other_configs():
     )
 
 
-def test_the_short_schedule_is_the_twin_at_half_size():
+def test_short_schedule_is_the_twin_at_half_size():
     cfg, twin = (
         Config.fromfile(path) for path in (SHAPES, ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py')
     )
@@ -68,7 +68,7 @@ def ablate():
     return load_tool('ablate', 'dev')
 
 
-def test_by_default_the_six_mixers_are_compared(ablate):
+def test_default_configs_are_the_six_mixers(ablate):
     mixers = [Config.fromfile(config).model.backbone.get('token_mixer', 'additive') for config in ablate.DEFAULT]
     assert mixers == ['additive', 'self_attention', 'separable', 'efficient_additive', 'pooling', 'identity']
 
@@ -80,11 +80,11 @@ def test_labels_and_numbers(ablate):
     assert ablate.text_of([1.0, 2.0, 6.0]) == ('3.00 ± 2.65', '1.00 to 6.00')
     assert ablate.text_of([0.25, 0.5]) == ('0.375 ± 0.177', '0.250 to 0.500')
     assert ablate.text_of([50.0]) == ('50.00', '50.00 to 50.00')
-    with pytest.raises(UsageError, match="no 'AP' was measured; valid: mIoU, aAcc"):
+    with pytest.raises(UsageError, match="the validation has no 'AP'; valid: mIoU, aAcc"):
         ablate.metric_of(dict(mIoU=1.0, aAcc=2.0, data_time=0.1, step=5), 'AP')
 
 
-def test_costs_are_those_of_each_backbone(ablate, tmp_path):
+def test_costs_belong_to_each_backbone(ablate, tmp_path):
     files = {}
     for mixer in ('additive', 'identity'):
         file = write_tiny_config(tmp_path / f'{mixer}.py', SHAPES)
@@ -96,14 +96,14 @@ def test_costs_are_those_of_each_backbone(ablate, tmp_path):
         assert cost['params'] == sum(p.numel() for p in CASViT(arch, token_mixer=mixer).parameters())
         assert cost['seconds'].median > 0
         assert cost['memory'] > 1e6
-    # A 1x1 from C to 3C, and for q and k a depthwise 3x3 and two 1x1 (to one channel; of the means, C to C), then two
-    # depthwise 3x3.
+    # A 1x1 convolution from C to 3C; for q and k each a depthwise 3x3 convolution, a 1x1 convolution to one channel,
+    # and a 1x1 convolution of the means from C to C; then two depthwise 3x3 convolutions.
     wanted = sum(16 * 24 // 4**i * c * (3 * c + 2 * (9 + 1) + 2 * 9) + 2 * c * c for i, c in enumerate((8, 12, 16, 24)))
     assert costs['additive']['macs'] - costs['identity']['macs'] == wanted
 
 
 def training_that(outcome):
-    """What stands for tools/train.py: it leaves the log of a run, or fails."""
+    """Return a replacement of ``subprocess.run`` that writes the log of a run instead of training, or fails."""
 
     def run(command, **_):
         folder = command[command.index('--work-dir') + 1]
@@ -112,7 +112,7 @@ def training_that(outcome):
     return run
 
 
-def test_a_run_is_noted_when_it_is_finished_and_not_done_again(ablate, tmp_path, monkeypatch):
+def test_finished_run_is_recorded_and_not_repeated(ablate, tmp_path, monkeypatch):
     config, ran = tmp_path / 'variant.py', []
 
     def outcome(folder, entries, status=0):
@@ -135,16 +135,16 @@ def test_a_run_is_noted_when_it_is_finished_and_not_done_again(ablate, tmp_path,
     assert ran == [str(tmp_path / 'seed-0')] * 3
 
 
-def test_runs_of_another_config_are_left_alone(ablate, tmp_path):
+def test_runs_of_another_config_are_kept(ablate, tmp_path):
     cfg = Config(dict(a=1))
     file = ablate.prepare('some/name.py', cfg, tmp_path)
     assert ablate.prepare('some/name.py', cfg, tmp_path) == file == tmp_path / 'name/variant.py'
-    with pytest.raises(UsageError, match='name holds runs of another config'):
+    with pytest.raises(UsageError, match='name contains runs of another config'):
         ablate.prepare('some/name.py', Config(dict(a=2)), tmp_path)
     assert Config.fromfile(file).a == 1
     (tmp_path / 'trained').mkdir()
-    (tmp_path / 'trained/epoch_12.pth').touch()  # of tools/train.py
-    with pytest.raises(UsageError, match='trained holds runs of another config'):
+    (tmp_path / 'trained/epoch_12.pth').touch()  # written by tools/train.py
+    with pytest.raises(UsageError, match='trained contains runs of another config'):
         ablate.prepare('some/trained.py', cfg, tmp_path)
     assert [path.name for path in (tmp_path / 'trained').iterdir()] == ['epoch_12.pth']
 
@@ -152,7 +152,7 @@ def test_runs_of_another_config_are_left_alone(ablate, tmp_path):
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (['--seeds', '1', '1'], 'different numbers'),
+        (['--seeds', '1', '1'], 'different integers'),
         (['--seeds', '-1'], 'at least 0'),
         (['--rounds', '0'], 'at least 1'),
         (['--size', '64', '16'], 'at least 32'),
@@ -163,7 +163,7 @@ def test_runs_of_another_config_are_left_alone(ablate, tmp_path):
     ],
     ids=lambda value: str(value)[-30:],
 )
-def test_wrong_input_is_one_line(ablate, shapes, monkeypatch, tmp_path, capsys, arguments, words):
+def test_invalid_input_is_reported_in_one_line(ablate, shapes, monkeypatch, tmp_path, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     if '--cfg-options' not in arguments:
         arguments = [*arguments, '--cfg-options', f'data_root={shapes}/ade']

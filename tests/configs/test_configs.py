@@ -1,4 +1,4 @@
-"""Every config builds, fits together, takes a training step and predicts; its figures are those of the recipe."""
+"""Every config builds, trains for a step and predicts, and has the settings of its recipe."""
 
 import pytest
 import torch
@@ -9,34 +9,15 @@ from mmengine.config import Config
 from mmcasvit import CASViT
 
 ALL = sorted(path.relative_to(ROOT / 'configs').as_posix() for path in (ROOT / 'configs').glob('*/*.py'))
-# Those of classification are in test_classification.py, the token mixers in test_ablate.py.
+# test_classification_recipes.py tests the classification configs, test_ablation.py those of the token mixers.
 CONFIGS = [name for name in ALL if not name.startswith(('classification/', 'ablation/'))]
 FULL = [name for name in CONFIGS if 'shapes' not in name]
 
-# By the start of the file name: what facts of the published recipes a config has to hold, per arch where they differ.
+_DETECTION = dict(lr=2e-4, decay=1e-4, batch=4, base=32, epochs=12, steps=[8, 11], warmup=500, scale=(1333, 800))
+# Settings of the published recipes, by the start of the file name.
 RECIPES = {
-    'detection/retinanet': dict(
-        lr=2e-4,
-        decay=1e-4,
-        batch=4,
-        base=32,
-        epochs=12,
-        steps=[8, 11],
-        warmup=500,
-        indices=(1, 2, 3),
-        scale=(1333, 800),
-    ),
-    'detection/mask-rcnn': dict(
-        lr=2e-4,
-        decay=1e-4,
-        batch=4,
-        base=32,
-        epochs=12,
-        steps=[8, 11],
-        warmup=500,
-        indices=(0, 1, 2, 3),
-        scale=(1333, 800),
-    ),
+    'detection/retinanet': dict(_DETECTION, indices=(1, 2, 3)),
+    'detection/mask-rcnn': _DETECTION,
     'segmentation/semantic-fpn': dict(lr=2e-4, decay=1e-4, batch=4, base=32, iters=40000, warmup=0, power=0.9),
     'segmentation/upernet': dict(lr=6e-5, decay=0.01, batch=2, base=16, iters=160000, warmup=1500, power=1.0),
 }
@@ -44,7 +25,7 @@ DROP_PATH = dict(xs=0.0, s=0.0, m=0.1, t=0.1)
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('detection/')])
-def test_augmented_images_have_the_size_of_the_others(name):
+def test_test_time_augmentation_keeps_the_image_size(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     [resize], plain = cfg.tta_pipeline[1].transforms[0], cfg.test_dataloader.dataset.pipeline[1]
     assert (resize.type, resize.get('scale'), resize.get('scale_factor')) == (
@@ -54,7 +35,7 @@ def test_augmented_images_have_the_size_of_the_others(name):
     )
 
 
-# An AMP variant differs in the optimizer alone: its model is that of the config it inherits.
+# An AMP variant differs only in the optimizer wrapper, so its model is tested with the config it inherits.
 @pytest.mark.parametrize('name', [name for name in CONFIGS if 'amp-' not in name])
 def test_a_config_builds_learns_and_predicts(name):
     cfg = load(name)
@@ -80,8 +61,8 @@ def test_a_config_builds_learns_and_predicts(name):
 
 
 @pytest.mark.parametrize('name', FULL)
-def test_a_recipe_holds_its_figures(name):
-    recipe = next(figures for start, figures in RECIPES.items() if name.startswith(start))
+def test_a_recipe_has_its_published_settings(name):
+    recipe = next(settings for start, settings in RECIPES.items() if name.startswith(start))
     if 'ms-3x' in name:
         recipe = recipe | dict(epochs=36, steps=[27, 33])
     cfg = load(name)
@@ -123,7 +104,7 @@ def test_a_recipe_holds_its_figures(name):
         assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'
 
 
-def test_every_recipe_is_there_for_every_arch():
+def test_every_recipe_exists_for_every_arch():
     for start in RECIPES:
         for arch in DROP_PATH:
             matching = [name for name in FULL if name.startswith(f'{start}_casvit-{arch}_')]

@@ -1,4 +1,4 @@
-"""The index of models names every config, and gives the README's figures and links."""
+"""The model index lists every config, with the results and links of the README."""
 
 import re
 
@@ -10,7 +10,7 @@ INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 METAFILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in INDEX}
 MODELS = [model for metafile in METAFILES.values() for model in metafile['Models']]
 ARCHS = ('xs', 's', 'm', 't')
-# Row of the README's table: where the figure stands in the metafiles.
+# Row of the README's table: configs and metric in the metafiles.
 ROWS = {
     'ImageNet-1K top-1, 224 / 384 px': [
         ('casvit-{}_8xb128-300e_in1k-224', 'Top 1 Accuracy'),
@@ -24,7 +24,7 @@ ROWS = {
 
 
 def published_figures():
-    """Config name and metric of each cell of the README's table, with figure and link."""
+    """Yield config name, metric, figure and link of each cell of the README's table."""
     for label, places in ROWS.items():
         (row,) = re.findall(rf'^\| {re.escape(label)} \|(.*)\|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
         for arch, cell in zip(ARCHS, row.split('|'), strict=True):
@@ -45,7 +45,7 @@ def test_every_recipe_is_listed_once_under_its_own_name():
 
 
 @pytest.mark.parametrize('name', INDEX)
-def test_a_metafile_says_where_its_models_come_from(name):
+def test_a_metafile_names_the_source_of_its_models(name):
     metafile = METAFILES[name]
     collections = {collection['Name'] for collection in metafile['Collections']}
     assert {model['In Collection'] for model in metafile['Models']} == collections
@@ -54,12 +54,12 @@ def test_a_metafile_says_where_its_models_come_from(name):
         assert (ROOT / collection['README']).is_file()
 
 
-def test_collections_have_names_of_their_own():
+def test_collection_names_are_unique():
     names = [collection['Name'] for metafile in METAFILES.values() for collection in metafile['Collections']]
     assert len(set(names)) == len(names)
 
 
-def test_figures_are_those_of_the_readme_and_marked_as_the_authors():
+def test_figures_match_the_readme_and_are_marked_as_the_authors():
     figures = {
         (model['Name'], metric): value
         for model in MODELS
@@ -73,7 +73,7 @@ def test_figures_are_those_of_the_readme_and_marked_as_the_authors():
             assert model['Metadata']['Reproduced'] is False
 
 
-def test_links_are_those_of_the_readme_and_all_different():
+def test_links_match_the_readme_and_are_unique():
     links = {model['Name']: model['Weights'] for model in MODELS if 'Weights' in model}
     in_readme = {config: link for config, _, _, link in published_figures() if link}
     assert links == in_readme
@@ -81,7 +81,7 @@ def test_links_are_those_of_the_readme_and_all_different():
     assert len(set(links.values())) == len(links)
 
 
-def test_the_schedule_is_the_one_in_the_name():
+def test_the_schedule_matches_the_name():
     schedules = {
         '1x': ('Epochs', 12),
         '3x': ('Epochs', 36),

@@ -7,19 +7,27 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmcasvit.datasets.shapes import SEMANTIC_CLASSES, THINGS, draw_scene, mask_to_polygons, write_dataset
+from mmcasvit.datasets.shapes import (
+    COLORS,
+    SEMANTIC_CLASSES,
+    THINGS,
+    draw_object,
+    draw_scene,
+    mask_to_polygons,
+    write_dataset,
+)
 
 
-def rasterise(polygons, shape):
+def rasterize(polygons, shape):
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *shape))).astype(bool)
 
 
 @pytest.mark.parametrize('seed', range(60))
-def test_polygons_of_random_masks_rasterise_to_the_masks(seed):
+def test_polygons_of_random_masks_rasterize_to_the_masks(seed):
     rng = np.random.default_rng(seed)
     mask = cv2.GaussianBlur(rng.random((40, 53)), (0, 0), rng.uniform(0.1, 3)) > 0.5
     mask[0, 0] = True
-    np.testing.assert_array_equal(rasterise(mask_to_polygons(mask), mask.shape), mask)
+    np.testing.assert_array_equal(rasterize(mask_to_polygons(mask), mask.shape), mask)
 
 
 @pytest.fixture(scope='module')
@@ -29,8 +37,8 @@ def dataset(tmp_path_factory):
     return root
 
 
-def test_coco_labels_are_right_to_the_pixel(dataset):
-    """Against the scenes themselves, drawn again, through pycocotools as mmdet reads them."""
+def test_coco_labels_are_exact(dataset):
+    """pycocotools, which mmdet reads labels with, decodes the masks of the scenes that are drawn again."""
     coco = COCO(str(dataset / 'coco/annotations/instances_train2017.json'))
     seen = 0
     for image_id, image in coco.imgs.items():
@@ -50,7 +58,7 @@ def test_coco_labels_are_right_to_the_pixel(dataset):
     assert seen > 100
 
 
-def test_index_masks_agree_with_the_instances(dataset):
+def test_index_masks_match_the_instances(dataset):
     coco = COCO(str(dataset / 'coco/annotations/instances_train2017.json'))
     for image_id, image in coco.imgs.items():
         semantic = cv2.imread(str(dataset / 'ade/annotations/training' / image['file_name']).replace('jpg', 'png'), -1)
@@ -60,11 +68,11 @@ def test_index_masks_agree_with_the_instances(dataset):
             index = 1 + SEMANTIC_CLASSES.index(coco.cats[annotation['category_id']]['name'])
             assert (semantic[mask] == index).all()
             rest[mask] = 1
-        assert rest.max() <= 2, 'an object in the index mask that has no instance'
+        assert rest.max() <= 2, 'an object in the index mask has no instance'
 
 
-def test_voc_boxes_are_those_of_coco(dataset):
-    """As mmdet reads them: VOC counts pixels from 1 and includes the last one."""
+def test_voc_boxes_match_coco(dataset):
+    """VOC counts pixels from 1 and includes the last one."""
     coco = COCO(str(dataset / 'coco/annotations/instances_train2017.json'))
     names = (dataset / 'voc/ImageSets/Main/train.txt').read_text().split()
     assert len(names) == len(coco.imgs)
@@ -80,7 +88,7 @@ def test_voc_boxes_are_those_of_coco(dataset):
         assert (dataset / f'voc/JPEGImages/{name}.jpg').is_file()
 
 
-def test_scenes_are_what_the_recipes_need():
+def test_scenes_are_varied_enough_for_the_recipes():
     scenes = [draw_scene(np.random.default_rng([0, 0, i])) for i in range(300)]
     sizes = np.array([instance.mask.sum() ** 0.5 for scene in scenes for instance in scene.instances])
     assert {i.category for scene in scenes for i in scene.instances} == set(THINGS)
@@ -88,10 +96,10 @@ def test_scenes_are_what_the_recipes_need():
     assert any(i.iscrowd for scene in scenes for i in scene.instances)
     assert (sizes < 15).mean() > 0.05
     assert (sizes > 40).mean() > 0.05
-    assert any((scene.semantic == 0).any() for scene in scenes), 'no object was hidden'
+    assert any((scene.semantic == 0).any() for scene in scenes), 'no hidden object'
 
 
-def test_the_same_seed_makes_the_same_files(dataset, tmp_path):
+def test_same_seed_makes_the_same_files(dataset, tmp_path):
     write_dataset(tmp_path / 'again', train=2, val=3, seed=5)
     write_dataset(tmp_path / 'other', train=2, val=3, seed=6)
     for name in (
@@ -104,7 +112,7 @@ def test_the_same_seed_makes_the_same_files(dataset, tmp_path):
         assert (tmp_path / 'other' / name).read_bytes() != (dataset / name).read_bytes(), name
 
 
-def test_an_existing_folder_is_left_alone_and_an_aborted_run_leaves_nothing(dataset, tmp_path, monkeypatch):
+def test_existing_folder_is_kept_and_an_aborted_run_leaves_nothing(dataset, tmp_path, monkeypatch):
     before = (dataset / 'dataset.json').read_text()
     with pytest.raises(FileExistsError):
         write_dataset(dataset, train=1, val=1, seed=0)
@@ -115,7 +123,24 @@ def test_an_existing_folder_is_left_alone_and_an_aborted_run_leaves_nothing(data
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_json_says_how_it_was_made(dataset):
+def test_dataset_json_records_the_settings(dataset):
     made = json.loads((dataset / 'dataset.json').read_text())
     assert made['seed'] == 5
     assert made['train'] == 60
+
+
+def test_classification_images_show_one_object_of_their_class(shapes):
+    for split, count in (('train', 2), ('val', 1)):
+        files = sorted((shapes / 'imagenet' / split).glob('*/*.jpg'))
+        assert len(files) == count * len(THINGS)
+        assert {file.parent.name for file in files} == set(THINGS)
+        assert len({file.name for file in files}) == len(files)
+    rng = np.random.default_rng(0)
+    for category in THINGS:
+        image = draw_object(rng, category, side=64)
+        assert image.shape == (64, 64, 3)
+        # in the color of its class somewhere near the middle
+        color = np.array(COLORS[category]) / np.linalg.norm(COLORS[category])
+        middle = image[24:40, 24:40].reshape(-1, 3).astype(float)
+        likeness = middle @ color / np.linalg.norm(middle, axis=1)
+        assert (likeness > 0.95).any(), category

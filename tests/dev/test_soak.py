@@ -1,4 +1,4 @@
-"""The soak sees what it watches for. The soak itself takes an hour: see docs/data-checks.md."""
+"""The soak test notices leaks. The soak test itself takes an hour and is described in docs/data-checks.md."""
 
 import mmap
 import os
@@ -17,10 +17,10 @@ def soak():
     return load_tool('soak', 'dev')
 
 
-def test_handles_memory_and_shared_memory_are_seen(soak, tmp_path):
+def test_handles_memory_and_shared_memory_are_measured(soak, tmp_path):
     before = soak.measure(os.getpid())
     files = [open(tmp_path / str(i), 'w') for i in range(5)]
-    # Not an array: malloc may answer with memory that the process holds already.
+    # Not an array, because malloc may reuse memory that the process already holds.
     memory = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for _ in range(64):
         memory.write(bytes(2**20))
@@ -35,7 +35,7 @@ def test_handles_memory_and_shared_memory_are_seen(soak, tmp_path):
     assert after['shm'] - before['shm'] == pytest.approx(4, abs=0.1)
 
 
-def test_growth_is_told_from_warming_up(soak, tmp_path):
+def test_growth_is_told_from_warm_up(soak, tmp_path):
     warming = np.array([1.0, 5, 9, 10] + [10.0] * 12)
     assert soak.growth(warming) == (10, 10)
     before, after = soak.growth(np.arange(16.0))

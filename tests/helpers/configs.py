@@ -1,12 +1,19 @@
-"""Configs of the repository, read, built and fed with random images."""
+"""Builders for the configs of the repository: config, model and random batch."""
 
 import importlib
+import importlib.util
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from helpers.repository import ROOT
+
+needs_mmpretrain = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ('mmpretrain', 'torchvision')),
+    reason='needs mmpretrain and torchvision',
+)
 
 
 def load(name):
@@ -21,7 +28,7 @@ def build(cfg):
 
 
 def random_batch(cfg, size):
-    """Two random images with their labels, as the framework's data loader would give them."""
+    """Return two random images with labels, in the form that the framework's data loader yields."""
     rng = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8, generator=rng) for _ in range(2)]
     if cfg.default_scope == 'mmdet':

@@ -1,6 +1,6 @@
-"""Weights and images made the way the figures of ``tests/data`` were, and a second form of the model to hold ours to.
+"""Synthetic weights and images, the authors' outputs for them, and a second implementation of the model.
 
-The figures are those of the authors' own implementation run in float64 on these made-up weights.
+The figures in ``tests/data`` are outputs of the authors' implementation in float64 on these weights and images.
 """
 
 import argparse
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.testing import assert_close
 
 DATA = Path(__file__).parents[1] / 'data'
 OFFICIAL_OUTPUTS = json.loads((DATA / 'official_outputs.json').read_text())
 OFFICIAL_SHAPES = json.loads((DATA / 'official_backbone_shapes.json').read_text())
-# What mmdet 2.24.0 and mmsegmentation 0.24.0 build behind a backbone of each arch for the published recipes (and their
-# own UperNet): names and shapes; for xs also the outputs on made-up weights and maps, in float64.
+# Names and shapes of the layers after the backbone that mmdet 2.24.0 and mmsegmentation 0.24.0 build for the published
+# recipes (and their own UperNet) and each arch; for xs also their outputs for synthetic weights and maps, in float64.
 OLD_VERSIONS = json.loads((DATA / 'old_versions.json').read_text())
 
 
@@ -41,13 +42,13 @@ def image(seed, shape):
 
 
 def fill(model):
-    """Gives every tensor of a model its reference value, BatchNorm statistics included."""
+    """Set every tensor of a model to its reference value, including BatchNorm statistics, and return the model."""
     model.load_state_dict({key: weight(key, value.shape) for key, value in model.state_dict().items()})
     return model
 
 
 def published_weights(arch):
-    """The state dict of an ImageNet checkpoint: the backbone without output norms, with both heads."""
+    """Return the state dict of an ImageNet checkpoint: the backbone without output norms, and both heads."""
     shapes = {
         key: shape
         for key, shape in OFFICIAL_SHAPES[arch].items()
@@ -62,7 +63,7 @@ def published_weights(arch):
 
 
 def published_checkpoint(arch):
-    """What the authors' training code saves."""
+    """Return a checkpoint as the authors' training code saves it."""
     return dict(
         model=published_weights(arch),
         epoch=299,
@@ -72,7 +73,7 @@ def published_checkpoint(arch):
 
 
 def published_dense_checkpoint(kind, arch):
-    """What mmcv 1.5 saves of the authors' detector or segmentor; kind as in the names of the configs."""
+    """Return a checkpoint of the authors' detector or segmentor as mmcv 1.5 saves it; kind as in config names."""
     shapes = {f'backbone.{key}': shape for key, shape in OFFICIAL_SHAPES[arch].items()}
     shapes |= OLD_VERSIONS['shapes'][arch][kind]
     state = OrderedDict(
@@ -93,10 +94,19 @@ def published_dense_checkpoint(kind, arch):
     return dict(meta=meta, state_dict=state, optimizer=dict(state={}, param_groups=[dict(lr=2e-4, params=[0])]))
 
 
-def functional_forward(state, x, training):
-    """CAS-ViT written a second time, without modules, from a flat state dict.
+def assert_official_logits(logits, expected):
+    """Compare logits with those of the authors' model: their shape, statistics and some values."""
+    assert list(logits.shape) == expected['shape']
+    found = torch.stack([logits.mean(), logits.std(), logits.norm(), *logits.flatten()[expected['index']]])
+    wanted = [expected['mean'], expected['std'], expected['l2'], *expected['value']]
+    assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
-    Returns the four stage outputs, each ``(N, C_i, H / 2^(i+2), W / 2^(i+2))``.
+
+def functional_forward(state, x, training):
+    """Compute the outputs of CAS-ViT a second way, without modules, from a flat state dict.
+
+    Returns:
+        The four outputs, each ``(N, C_i, H / 2^(i+2), W / 2^(i+2))``.
     """
 
     def conv(x, name, **kwargs):

@@ -1,13 +1,13 @@
-"""The repository: its folders, its tools as modules, small variants of its configs."""
+"""Paths of the repository, its tools as modules, and small variants of its configs."""
 
 import functools
 import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Real photographs that a developer may have beside the project; tests that use them skip without.
+# Real photographs that a developer may have next to the project. Tests that need them are skipped without them.
 REAL_DATA = ROOT.parent / 'shared' / 'data'
-# What a config takes from another one to have a backbone small enough for a test to train.
+# Shrinks the backbone of another config so that a test can train it.
 TINY = """
 _base_ = {base!r}
 model = dict(
@@ -17,13 +17,14 @@ model = dict(
 
 
 def write_tiny_config(path, base, channels=(8, 12, 16, 24)):
+    """Write a variant of a config with a tiny backbone, and return its path."""
     path.write_text(TINY.format(base=str(base), channels=list(channels)))
     return path
 
 
-@functools.cache  # what a script registers can be registered once
+@functools.cache  # a script cannot register its classes twice
 def load_tool(name, folder='tools'):
-    """A script of ``tools/`` as a module: to run it in this process spares the seconds that the imports take."""
+    """Return a script of ``tools/`` as a module, since running it in this process saves seconds of imports."""
     spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,15 +1,19 @@
-"""Detectors and segmentors of the repository with a backbone that is small enough for a test."""
+"""Detectors and segmentors of the repository that are small enough for a test, and their exported files."""
 
 import functools
 import logging
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from helpers.reference import fill
+from helpers.tiny_backbone import CHANNELS, TINY
 from mmcasvit.apis.config import get_config
 from mmcasvit.apis.model import get_model
-from mmcasvit.export.formats import FORMATS
+from mmcasvit.export.comparison import compare, synthetic_images
+from mmcasvit.export.formats import FORMATS, load_exported
 from mmcasvit.export.formats import export as export_model
 from mmcasvit.export.signature import Signature
 
@@ -19,14 +23,12 @@ TWINS = dict(
     semantic_fpn='semantic-fpn_casvit-xs_600i_shapes',
     upernet='upernet_casvit-xs_600i_shapes',
 )
-CHANNELS = (8, 12, 16, 24)
-TINY = dict(depths=(1, 1, 2, 1), channels=CHANNELS)
 
 
-def tiny_config(name, **backbone):
-    cfg = get_config(TWINS[name])
-    cfg.model.backbone.update(arch=TINY, **backbone)
-    channels = [TINY['channels'][i] for i in cfg.model.backbone.get('out_indices', range(4))]
+def tiny_config(name, arch=TINY, **backbone):
+    cfg = get_config(TWINS.get(name, name))
+    cfg.model.backbone.update(arch=arch, **backbone)
+    channels = [CHANNELS[i] for i in cfg.model.backbone.get('out_indices', range(4))]
     if 'neck' in cfg.model:
         cfg.model.neck.in_channels = channels
     else:
@@ -35,16 +37,18 @@ def tiny_config(name, **backbone):
     return cfg
 
 
+def tiny_model(name, **backbone):
+    """Return a small model with reference weights in its backbone and random ones in its heads."""
+    torch.manual_seed(0)
+    model = get_model(tiny_config(name, **backbone))
+    fill(model.backbone)
+    return model
+
+
 @functools.cache
 def tiny(twin):
-    """A small model with random BatchNorm statistics and heads that find something."""
-    cfg = get_config(TWINS[twin])
-    cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=CHANNELS)
-    if 'neck' in cfg.model:
-        cfg.model.neck.in_channels = list(CHANNELS[1:] if twin == 'retinanet' else CHANNELS)
-    if twin == 'upernet':
-        cfg.model.decode_head.in_channels = list(CHANNELS)
-        cfg.model.auxiliary_head.in_channels = CHANNELS[2]
+    """Return a small model with random BatchNorm statistics and heads that find something."""
+    cfg = tiny_config(twin, arch=dict(depths=(1, 1, 1, 1), channels=CHANNELS))
     torch.manual_seed(0)
     model = get_model(cfg)
     logging.disable()
@@ -55,14 +59,10 @@ def tiny(twin):
             nn.init.normal_(part.running_mean, std=0.1)
             nn.init.uniform_(part.running_var, 0.5, 2)
             nn.init.normal_(part.bias, std=0.1)
+    roi_layers = ('bbox_head.fc_cls', 'mask_head.conv_logits')
     for layer in dict(
         retinanet=['bbox_head.retina_cls'],
-        mask_rcnn=[
-            'rpn_head.rpn_cls',
-            'roi_head.bbox_head.fc_cls',
-            'rpn_head.rpn_reg',
-            'roi_head.mask_head.conv_logits',
-        ],
+        mask_rcnn=['rpn_head.rpn_cls', 'rpn_head.rpn_reg', *(f'roi_head.{layer}' for layer in roi_layers)],
     ).get(twin, []):
         nn.init.normal_(model.get_submodule(layer).weight, std=0.1)
     return model.eval()
@@ -73,3 +73,23 @@ def export(model, path, **options):
     options = dict(what='backbone', size=(64, 96)) | options
     export_model(model, Signature(name, **options), path)
     return path
+
+
+def has(name):
+    return not FORMATS[name].missing() and FORMATS[name].runs_here()
+
+
+def needs(name):
+    return pytest.mark.skipif(not has(name), reason=f'{name} is not installed')
+
+
+def formats(*names):
+    return [pytest.param(name, marks=needs(name)) for name in names]
+
+
+def check_export(model, path, sizes, tolerance=1e-4):
+    """Compare an exported file with PyTorch on images of some sizes, and return the differences."""
+    images = [image for size in sizes for image in synthetic_images(2, size)]
+    difference = compare(load_exported(path), model, images)
+    assert difference.largest <= tolerance, difference
+    return difference.by_output

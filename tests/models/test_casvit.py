@@ -1,20 +1,27 @@
+"""The backbone: the authors' outputs and names, its arguments, freezing, precision, registries."""
+
 import copy
 
 import pytest
 import torch
-from helpers.reference import OFFICIAL_OUTPUTS, OFFICIAL_SHAPES, fill, functional_forward, image
+from helpers.reference import (
+    OFFICIAL_OUTPUTS,
+    OFFICIAL_SHAPES,
+    fill,
+    functional_forward,
+    image,
+    published_checkpoint,
+    published_weights,
+)
+from helpers.tiny_backbone import TINY, tiny
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmcasvit import CASViT
+from mmcasvit.weights.names import to_own_names
 
-TINY = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
 CLOSE = dict(rtol=1e-9, atol=1e-9)
-
-
-def tiny(**kwargs):
-    return fill(CASViT(TINY, **kwargs))
 
 
 @pytest.mark.parametrize('case', OFFICIAL_OUTPUTS['features'], ids=lambda c: f'{c["arch"]}-{c["seed"]}-{c["mode"]}')
@@ -39,7 +46,9 @@ def check_features(model, case):
         flat = output.flatten()
         found = torch.stack([flat.mean(), flat.std(correction=0), flat.norm()])
         wanted = torch.tensor([expected[name] for name in ('mean', 'std', 'l2')], dtype=torch.float64)
-        if (found[1] - wanted[1]).abs() > 1e-9 * wanted[1]:  # either convention of std may have been noted
+        if (found[1] - wanted[1]).abs() > 1e-9 * wanted[
+            1
+        ]:  # the figures may use either convention of the standard deviation
             found[1] = flat.std()
         assert_close(found, wanted, rtol=1e-9, atol=1e-12)
         assert_close(
@@ -50,7 +59,7 @@ def check_features(model, case):
 @pytest.mark.parametrize(
     'training, norm_eval', [(False, False), (True, False), (True, True)], ids=['eval', 'train', 'norm_eval']
 )
-def test_outputs_and_gradients_equal_those_of_a_second_form(training, norm_eval):
+def test_outputs_and_gradients_equal_those_of_a_second_implementation(training, norm_eval):
     model = tiny(norm_eval=norm_eval).double().train(training)
     x = image(0, (2, 3, 64, 96)).requires_grad_()
     state = {
@@ -128,12 +137,12 @@ def test_every_parameter_gets_a_gradient(indices):
         (dict(drop_path=0.1), TypeError, "unexpected keyword argument 'drop_path'"),
     ],
 )
-def test_a_wrong_argument_is_answered_with_the_valid_ones(kwargs, error, words):
+def test_the_error_for_a_wrong_argument_names_the_valid_ones(kwargs, error, words):
     with pytest.raises(error, match=words):
         CASViT(**kwargs)
 
 
-def test_the_constructor_leaves_its_arguments_alone():
+def test_the_constructor_does_not_change_its_arguments():
     arch, indices, norm = copy.deepcopy(TINY), [0, -1], dict(type='BN', requires_grad=True)
     CASViT(arch, out_indices=indices, norm_cfg=norm)
     assert (arch, indices, norm) == (TINY, [0, -1], dict(type='BN', requires_grad=True))
@@ -171,7 +180,7 @@ def test_drop_path_rises_linearly_over_all_blocks():
     assert_close(torch.tensor(rates), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]))
 
 
-def test_drop_path_acts_in_training_alone():
+def test_drop_path_acts_only_in_training():
     model = tiny(drop_path_rate=0.9, norm_eval=True)
     x = torch.rand(1, 3, 64, 64)
     plain = tiny().eval()(x)
@@ -181,7 +190,7 @@ def test_drop_path_acts_in_training_alone():
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
-def test_autocast_stays_near_full_precision(dtype, tolerance):
+def test_autocast_stays_close_to_full_precision(dtype, tolerance):
     model = tiny().eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
@@ -206,3 +215,15 @@ def test_builds_from_every_registry(registry):
     models = ROOT_MODELS if registry == 'root' else pytest.importorskip(f'{registry}.registry').MODELS
     model = models.build(dict(type='mmcasvit.CASViT', arch=TINY, out_indices=(1, 2)))
     assert isinstance(model, CASViT)
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone'])
+def test_a_classifier_under_either_set_of_names_initializes_the_same_backbone(tmp_path, prefix):
+    torch.save(published_checkpoint('xs'), tmp_path / 'published.pth')
+    torch.save(dict(state_dict=to_own_names(published_weights('xs'))), tmp_path / 'own.pth')
+    models = []
+    for file, arguments in (('published.pth', {}), ('own.pth', dict(prefix=prefix))):
+        checkpoint = str(tmp_path / file)
+        models.append(CASViT('xs', init_cfg=dict(type='Pretrained', checkpoint=checkpoint, **arguments)))
+        models[-1].init_weights()
+    assert_close(models[1].state_dict(), models[0].state_dict())

@@ -1,3 +1,5 @@
+"""The deploy form: the same outputs, in every mode of execution, for backbones and whole models."""
+
 import copy
 import json
 import pickle
@@ -6,7 +8,10 @@ from types import SimpleNamespace
 import cv2
 import pytest
 import torch
+from helpers import tiny_backbone
 from helpers.reference import fill, image
+from helpers.tiny_backbone import TINY
+from helpers.tiny_models import tiny_config
 from mmcv.cnn import ConvModule
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
@@ -16,21 +21,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-from mmcasvit import CASViT, DeployHook, WeightsError, deploy, get_config, get_model
+from mmcasvit import CASViT, DeployHook, WeightsError, deploy, get_model
 from mmcasvit.apis.preflight import check_deployable
-from mmcasvit.models import deploy as deployment
+from mmcasvit.models import deployed_casvit
 from mmcasvit.utils.errors import UsageError
 
-TINY = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
 EXACT = 1e-10
 
 
 def tiny(**kwargs):
-    return fill(CASViT(TINY, **kwargs)).eval()
+    return tiny_backbone.tiny(**kwargs).eval()
 
 
 def assert_near(found, wanted, relative=EXACT):
-    """Compares with the largest value of each wanted tensor as the measure."""
+    """Compare relative to the largest value of each wanted tensor."""
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted):
         assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
@@ -110,13 +114,13 @@ def test_norms_that_cannot_be_folded_are_kept(norm_cfg):
 
 
 @pytest.mark.parametrize('pixels', [1, 7, 10**6])
-def test_the_mlp_may_be_cut_anywhere(pixels, monkeypatch):
-    monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', pixels)
+def test_the_mlp_may_be_split_anywhere(pixels, monkeypatch):
+    monkeypatch.setattr(deployed_casvit, 'PIXELS_PER_THREAD', pixels)
     model, x = tiny().double(), image(3, (2, 3, 64, 64))
     assert_near(deploy(model)(x), model(x))
 
 
-def test_nothing_is_written_over_inputs_and_outputs():
+def test_inputs_and_outputs_are_not_overwritten():
     deployed = deploy(tiny())
     first, second = image(4, (2, 3, 64, 96)).float(), image(5, (2, 3, 64, 96)).float()
     second = second.contiguous(memory_format=torch.channels_last)
@@ -130,10 +134,10 @@ def test_nothing_is_written_over_inputs_and_outputs():
         assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
 
 
-def test_the_form_without_overwriting_computes_the_same(monkeypatch):
+def test_the_path_without_overwriting_computes_the_same(monkeypatch):
     model, x = tiny().double(), image(6, (2, 3, 64, 96))
     deployed = deploy(model)
-    monkeypatch.setattr(deployment, '_is_eager_on_cpu', lambda x: False)
+    monkeypatch.setattr(deployed_casvit, '_is_eager_on_cpu', lambda x: False)
     assert_near(deployed(x), model(x))
 
 
@@ -164,7 +168,7 @@ def test_it_traces_for_other_sizes_too():
         assert_near(traced(image(8, shape)), model(image(8, shape)))
 
 
-def test_it_exports_as_plain_operations_for_other_sizes_too():
+def test_it_exports_as_plain_operations_for_any_size():
     model = fill(CASViT(dict(depths=(1, 1, 1, 1), channels=(4, 4, 4, 4)))).eval().double()
     auto = torch.export.Dim.AUTO
     exported = torch.export.export(
@@ -174,14 +178,14 @@ def test_it_exports_as_plain_operations_for_other_sizes_too():
         assert_near(exported.module()(image(8, shape)), model(image(8, shape)))
     functional = exported.run_decompositions()
     used = {node.target for node in functional.graph.nodes if node.op == 'call_function'}
-    # Matrix products over 4D maps would end up between two transpositions in other runtimes.
+    # Other runtimes would transpose maps before and after a matrix product.
     assert torch.ops.aten.convolution.default in used
     assert not {torch.ops.aten.addmm.default, torch.ops.aten.mm.default} & used
     assert all(target.namespace == 'aten' for target in used if hasattr(target, 'namespace'))
 
 
 class Mean(nn.Module):
-    """A model of somebody else with a backbone inside."""
+    """Model of a user with a backbone inside."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -192,7 +196,7 @@ class Mean(nn.Module):
         return first.mean(), last.mean()
 
 
-def test_it_scripts_for_other_sizes_too(tmp_path):
+def test_it_scripts_for_any_size(tmp_path):
     model = tiny().double()
     torch.jit.save(torch.jit.script(deploy(model)), tmp_path / 'scripted.pt')
     scripted, around = torch.jit.load(tmp_path / 'scripted.pt'), torch.jit.script(Mean(deploy(model)))
@@ -204,7 +208,7 @@ def test_it_scripts_for_other_sizes_too(tmp_path):
 
 @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
 def test_it_compiles_as_one_graph(backend, monkeypatch):
-    monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', 20)  # some stages lie above, some below what is split
+    monkeypatch.setattr(deployed_casvit, 'PIXELS_PER_THREAD', 20)  # above the limit in some stages, below it in others
     model, x = tiny().double(), image(9, (2, 3, 64, 96))
     compiled = torch.compile(deploy(model), backend=backend, fullgraph=True)
     assert_near(compiled(x), model(x))
@@ -225,8 +229,8 @@ def test_the_compiler_gets_the_mlp_of_large_maps_as_one_operator(size, operators
 
 
 @pytest.mark.parametrize('dtype, biased', [(torch.float64, True), (torch.float32, False)], ids=str)
-def test_the_operator_keeps_the_rules_of_the_compiler(dtype, biased, monkeypatch):
-    monkeypatch.setattr(deployment, 'PIXELS_PER_THREAD', 5)
+def test_the_operator_follows_the_rules_of_the_compiler(dtype, biased, monkeypatch):
+    monkeypatch.setattr(deployed_casvit, 'PIXELS_PER_THREAD', 5)
     shapes = [(2, 4, 3, 5), (16, 4, 1, 1), (16,), (4, 16, 1, 1), (4,)]
     x, weight1, bias1, weight2, bias2 = (image(i, shape).to(dtype) for i, shape in enumerate(shapes))
     arguments = x, weight1, bias1, weight2, bias2 if biased else None, 'none'
@@ -248,7 +252,7 @@ def test_low_precision(dtype):
 
 
 class Model(nn.Module):
-    """What surrounds a backbone in these tests."""
+    """Backbone with heads."""
 
     def __init__(self, *heads):
         super().__init__()
@@ -280,7 +284,7 @@ def test_norms_of_heads_are_folded_where_the_formula_holds():
         head(conv_cfg=dict(type='deconv')),
     ]
     model = fill(Model(*folded, *kept)).eval().double()
-    for part in folded:  # as mmengine's switch does for training
+    for part in folded:  # as a switch of mmengine does for training
         part.turn_on_efficient_conv_bn_eval()
     deployed, x = deploy(model), image(11, (2, 3, 64, 64))
     assert_near(deployed(x), model(x))
@@ -298,27 +302,14 @@ CONFIGS = [
 ]
 
 
-def tiny_config(name):
-    """One of the project's configs with a tiny backbone."""
-    cfg = get_config(name)
-    cfg.model.backbone.arch = TINY
-    channels = [TINY['channels'][i] for i in cfg.model.backbone.get('out_indices', range(4))]
-    if 'neck' in cfg.model:
-        cfg.model.neck.in_channels = channels
-    else:
-        cfg.model.decode_head.in_channels = channels
-        cfg.model.auxiliary_head.in_channels = channels[2]
-    return cfg
-
-
 def kept_affine(deployed):
-    """The stages whose outputs are still multiplied and shifted in the backbone."""
-    return [i for i, norm in enumerate(deployed.backbone.output_norms) if isinstance(norm, deployment.Affine)]
+    """Return the stages whose outputs are still scaled and shifted in the backbone."""
+    return [i for i, norm in enumerate(deployed.backbone.output_norms) if isinstance(norm, deployed_casvit.Affine)]
 
 
 @pytest.mark.parametrize('config, affine', list(zip(CONFIGS, [[3], [], [], [0, 1, 2, 3]])), ids=lambda v: str(v)[:9])
 def test_whole_models(config, affine):
-    """Laterals of an FPN take the norms of the backbone; what a padded convolution reads keeps its own."""
+    """The lateral convolutions of an FPN take over the norms, but not of an output that a padded convolution reads."""
     model = fill(get_model(tiny_config(config))).double()
     deployed, x = deploy(model), image(12, (2, 3, 64, 96))
     assert norms(deployed) == []
@@ -331,9 +322,9 @@ def test_whole_models(config, affine):
             assert_near(found, wanted)
 
 
-def test_a_neck_gets_the_norms_only_where_nobody_else_reads_the_backbone():
+def test_a_neck_takes_over_the_norms_only_if_nothing_else_reads_the_backbone():
     class Reader(type(get_model(tiny_config(CONFIGS[1])))):
-        """A detector that returns the maps of the backbone beside those of the neck."""
+        """Detector that returns the maps of the backbone with those of the neck."""
 
         def extract_feat(self, x):
             return (*self.backbone(x), *super().extract_feat(x))
@@ -354,8 +345,7 @@ def test_the_deploy_form_of_a_detector_saves_and_loads(tmp_path):
     assert_close(other.extract_feat(x), deployed.extract_feat(x), rtol=0, atol=0)
 
 
-def test_a_model_that_must_not_predict_does_not_predict_deployed():
-    """The checkpoint had no head for this model."""
+def test_the_deploy_form_of_a_model_without_head_weights_refuses_to_predict():
     model = get_model(tiny_config(CONFIGS[0]))
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith('bbox_head')}
     load_state_dict(model, weights)
@@ -369,7 +359,7 @@ class Averaged(BaseTTAModel):
 
 
 @pytest.mark.parametrize('wrapper', [None, Averaged], ids=str)
-def test_the_hook_deploys_for_the_time_of_a_test(wrapper):
+def test_the_hook_deploys_during_testing(wrapper):
     model = Model(head()).eval() if wrapper is None else wrapper(Model(head())).eval()
     runner = SimpleNamespace(model=model)
     hook = DeployHook()
@@ -383,7 +373,7 @@ def test_the_hook_deploys_for_the_time_of_a_test(wrapper):
     assert norms(model) != []
 
 
-def test_the_hook_deploys_averaged_weights_where_another_hook_puts_them_in_place():
+def test_the_hook_deploys_averaged_weights_that_another_hook_swaps_in():
     hooks = Runner.__new__(Runner)
     hooks._hooks = []
     hooks.register_hook(DeployHook())
@@ -393,7 +383,7 @@ def test_the_hook_deploys_averaged_weights_where_another_hook_puts_them_in_place
 
 @pytest.fixture
 def evaluate(run_tool, tmp_path):
-    """Evaluates a tiny model with random statistics, as it is and deployed; returns its metrics and where it wrote."""
+    """Evaluate a tiny model with random statistics, as it is and deployed, and return metrics and output files."""
 
     def run(config, out, *options):
         cfg = tiny_config(config)

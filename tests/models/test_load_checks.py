@@ -1,4 +1,4 @@
-"""A file that does not fit is never loaded in silence, whichever program loads it."""
+"""Load checks: no program loads a file that does not fit without saying so."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ ARCH = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24))
 
 
 class Model(BaseModel):
-    """A backbone and a classifying layer, named as mmdet's are."""
+    """Backbone with a classification layer, under the names of mmdet."""
 
     def __init__(self, classes=3, **kwargs):
         super().__init__()
@@ -36,7 +36,7 @@ class Model(BaseModel):
 
 
 class PlainModule(nn.Module):
-    """Outside mmengine's kind of models."""
+    """Model that is not one of mmengine."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +69,7 @@ def save(content, path):
     ],
     ids=['state_dict', 'model', 'model_ema', 'bare', 'module'],
 )
-def test_mmengine_loads_weights_from_wherever_they_are(tmp_path, wrap, log):
+def test_mmengine_finds_weights_under_any_key(tmp_path, wrap, log):
     wanted = fill(Model()).state_dict()
     model = Model()
     load_checkpoint(model, save(wrap(wanted), tmp_path / 'x.pth'), map_location='cpu')
@@ -102,9 +102,9 @@ def test_mmengine_loads_safetensors(tmp_path):
         ),
         (
             lambda: {f'student.{key}': value for key, value in Model().state_dict().items()},
-            r'No name of the file is one of this model.*converted',
+            r'No name in the file is one of this model.*converted',
         ),
-        (lambda: published_checkpoint('xs'), 'The file holds a backbone alone: give it as model.backbone.init_cfg'),
+        (lambda: published_checkpoint('xs'), 'The file holds only a backbone: give it as model.backbone.init_cfg'),
         (
             lambda: {key: value for key, value in Model().state_dict().items() if 'backbone.norm0' not in key},
             r'missing in the file: backbone.norm0.weight.*fewer outputs.*--pretrained FILE',
@@ -114,7 +114,7 @@ def test_mmengine_loads_safetensors(tmp_path):
     ],
     ids=['another arch', 'another model', 'other names', 'ImageNet file', 'an output less', 'no weights', 'empty'],
 )
-def test_a_file_without_the_backbone_is_refused_in_one_block(tmp_path, content, words):
+def test_the_refusal_of_a_file_without_the_backbone_is_one_message(tmp_path, content, words):
     with pytest.raises(WeightsError, match=f'(?s)does not fit the model.*{words}'):
         load_checkpoint(Model(), save(content(), tmp_path / 'x.pth'), map_location='cpu')
 
@@ -138,14 +138,14 @@ def test_a_model_with_other_classes_trains_but_does_not_predict(tmp_path, log):
         assert copied.eval()(X).shape == (2, 4)
 
 
-def test_a_file_that_fits_ends_the_refusal(tmp_path):
+def test_predictions_work_again_after_loading_a_file_that_fits(tmp_path):
     model = Model().eval()
     load_checkpoint(model, save(Model(classes=5).state_dict(), tmp_path / 'other.pth'), map_location='cpu')
     load_checkpoint(model, save(fill(Model()).state_dict(), tmp_path / 'right.pth'), map_location='cpu')
     assert_close(model(X), fill(Model()).eval()(X))
 
 
-def test_a_part_that_is_loaded_on_purpose_is_left_alone(tmp_path, log):
+def test_loading_a_part_on_purpose_is_not_checked(tmp_path, log):
     model = Model().eval()
     head = {'fc_cls.bias': torch.full((4,), 2.0)}
     missing, unexpected = model.load_state_dict(head, strict=False)
@@ -160,7 +160,7 @@ def test_a_part_that_is_loaded_on_purpose_is_left_alone(tmp_path, log):
     assert log == []
 
 
-def test_averages_and_copies_load_and_refuse_as_the_model(tmp_path, log):
+def test_averages_and_copies_load_and_refuse_like_the_model(tmp_path, log):
     model = fill(Model())
     average = ExponentialMovingAverage(model)
     state = copy.deepcopy(average.state_dict())
@@ -175,7 +175,7 @@ def test_averages_and_copies_load_and_refuse_as_the_model(tmp_path, log):
     assert log == []
 
 
-def test_a_runner_finds_the_weights_before_its_other_hooks_look_for_them(tmp_path):
+def test_a_runner_finds_the_weights_before_its_other_hooks_need_them(tmp_path):
     wanted = fill(Model()).state_dict()
     path = save(dict(model=wanted, epoch=3), tmp_path / 'x.pth')
     runner = Runner(
@@ -198,7 +198,7 @@ def test_a_runner_finds_the_weights_before_its_other_hooks_look_for_them(tmp_pat
         runner.resume(path)
 
 
-def test_values_that_are_no_tensors_survive(tmp_path):
+def test_values_other_than_tensors_are_kept(tmp_path):
     class WithState(Model):
         def get_extra_state(self):
             return {'note': 7}
@@ -212,7 +212,7 @@ def test_values_that_are_no_tensors_survive(tmp_path):
 
 
 def test_a_model_sharded_by_fsdp_loads(tmp_path):
-    """Its parts hold no tensor whole: they are not judged."""
+    """Its parts contain no whole tensors and are not checked."""
     import torch.distributed as dist
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -228,7 +228,7 @@ def test_a_model_sharded_by_fsdp_loads(tmp_path):
         dist.destroy_process_group()
 
 
-def test_the_classifier_of_the_authors_is_renamed_where_a_classifier_is_loaded(tmp_path):
+def test_the_authors_classifier_is_renamed_for_a_classifier(tmp_path):
     class Heads(nn.Module):
         def __init__(self):
             super().__init__()
@@ -255,7 +255,7 @@ CONFIGS = dict(
 
 
 def programs(scope):
-    """The framework's ways to a model from a config and a checkpoint."""
+    """Return the functions of the framework that build a model from a config and a checkpoint."""
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer as Inferencer
         from mmdet.apis import init_detector as init
@@ -269,7 +269,7 @@ def programs(scope):
 
 
 @pytest.mark.parametrize('scope', CONFIGS)
-def test_the_frameworks_own_programs_load_and_refuse(tmp_path, scope, log):
+def test_the_functions_of_the_frameworks_load_and_refuse(tmp_path, scope, log):
     pytest.importorskip(scope)
     import importlib
 
@@ -304,8 +304,8 @@ def test_the_frameworks_own_programs_load_and_refuse(tmp_path, scope, log):
         log.clear()
 
 
-def test_what_mmengine_did_with_other_pickles_stays(tmp_path):
-    """Importing the package lets through more plain values, and no code."""
+def test_mmengine_treats_other_pickles_as_before(tmp_path):
+    """Importing the package allows more plain values, and no code."""
     from mmengine.logging import HistoryBuffer
 
     content = published_checkpoint('xs') | dict(log=HistoryBuffer([1.0], [1]))

@@ -1,26 +1,26 @@
-"""What training keeps for its backward pass: how much, and that keeping less changes no gradient."""
+"""Memory of a training step: how much the forward pass keeps, and that keeping less changes no gradient."""
 
 import json
 
 import pytest
 import torch
-from helpers.reference import fill, image
+from helpers import tiny_backbone
+from helpers.reference import image
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from mmcasvit import CASViT
 
-TINY = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
 
 def tiny(**kwargs):
-    return fill(CASViT(TINY, **kwargs)).double()
+    return tiny_backbone.tiny(**kwargs).double()
 
 
 def train_step(model, x, dtype=None):
-    """One forward and backward pass; returns the gradients of input and parameters."""
+    """Run a forward and a backward pass, and return the gradients of the input and of the parameters."""
     x = x.clone().requires_grad_()
     torch.manual_seed(0)
     with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
@@ -38,7 +38,7 @@ def train_step(model, x, dtype=None):
         dict(frozen_stages=2),
         dict(norm_cfg=dict(type='BN', momentum=None)),
         dict(norm_cfg=dict(type='GN', num_groups=4)),
-        dict(act_cfg=dict(type='RReLU')),  # draws random numbers, as drop path does
+        dict(act_cfg=dict(type='RReLU')),  # draws random numbers, like drop path
     ],
     ids=str,
 )
@@ -54,7 +54,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(with_cp, kwargs)
 
 @pytest.mark.parametrize('with_cp', [True, 'selective'])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
-def test_checkpointing_computes_again_in_the_same_precision(with_cp, dtype):
+def test_checkpointing_recomputes_in_the_same_precision(with_cp, dtype):
     x = image(1, (2, 3, 64, 64)).float()
     expected, found = (train_step(tiny(with_cp=value).float(), x, dtype) for value in (False, with_cp))
     assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -72,7 +72,7 @@ def test_checkpointing_computes_again_in_the_same_precision(with_cp, dtype):
     ],
     ids=str,
 )
-def test_frozen_statistics_give_in_training_what_eval_mode_gives(norm_cfg):
+def test_training_with_frozen_statistics_equals_eval_mode(norm_cfg):
     model, reference = (tiny(norm_eval=True, norm_cfg=norm_cfg) for _ in range(2))
     x = image(1, (2, 3, 64, 96))
     assert_close(train_step(model.train(), x), train_step(reference.eval(), x), **EXACT)
@@ -80,7 +80,7 @@ def test_frozen_statistics_give_in_training_what_eval_mode_gives(norm_cfg):
 
 
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
-def test_frozen_norms_compute_nothing_in_training_but_the_output_norms(training):
+def test_only_the_output_norms_run_in_training_with_frozen_statistics(training):
     model, called = tiny(norm_eval=True).train(training), []
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     for name, norm in norms.items():
@@ -91,7 +91,7 @@ def test_frozen_norms_compute_nothing_in_training_but_the_output_norms(training)
 
 @pytest.mark.parametrize('norm_eval', [True, False])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
-def test_gradients_under_autocast_stay_near_full_precision(norm_eval, dtype, tolerance):
+def test_gradients_under_autocast_stay_close_to_full_precision(norm_eval, dtype, tolerance):
     x = image(1, (2, 3, 64, 64)).float()
     expected = train_step(tiny(norm_eval=norm_eval), x.double())
     found = train_step(tiny(norm_eval=norm_eval).float(), x, dtype)
@@ -137,7 +137,7 @@ def test_checkpointing_works_under_distributed_data_parallel(with_cp, tmp_path):
 
 
 def saved_bytes(model, x):
-    """Bytes of all storages that the forward pass keeps for the backward pass, but for parameters and the input."""
+    """Return the bytes that the forward pass keeps for the backward pass, without parameters and the input."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), x)}
     saved = {}
 
@@ -154,7 +154,7 @@ def saved_bytes(model, x):
 
 
 def peak_bytes(model, x, path):
-    """The most that one training step allocates at a time, on top of parameters and gradients."""
+    """Return the peak memory of a training step, without parameters and gradients."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -168,7 +168,7 @@ def peak_bytes(model, x, path):
 
 @pytest.mark.parametrize('norm_eval', [True, False])
 def test_memory_of_a_training_step(norm_eval, tmp_path):
-    """At the recipes' 800x1216 the shares are smaller still: what does not grow with the image weighs less."""
+    """At the 800x1216 of the recipes the shares are even smaller, because constant costs weigh less."""
     x = torch.rand(1, 3, 256, 384)
     models = {with_cp: CASViT('xs', norm_eval=norm_eval, with_cp=with_cp) for with_cp in (False, 'selective', True)}
     saved = {with_cp: saved_bytes(model, x) for with_cp, model in models.items()}

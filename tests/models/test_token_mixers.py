@@ -1,23 +1,24 @@
-"""Every token mixer computes its published formula, and any of them fits into the backbone and its deploy form."""
+"""Token mixers: each computes its published formula, and fits into the backbone and the deploy form."""
 
 import re
 
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_backbone
 from helpers.reference import fill, image
 from helpers.repository import ROOT
+from helpers.tiny_backbone import TINY
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmcasvit import CASViT, deploy
 from mmcasvit.models.casvit import AdditiveTokenMixer
-from mmcasvit.models.deploy import DeployedStage
+from mmcasvit.models.deployed_casvit import DeployedStage
 from mmcasvit.models.token_mixers import build_token_mixer
 from mmcasvit.registry import TOKEN_MIXERS
 
-TINY = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24))
 EXACT = dict(rtol=1e-10, atol=1e-10)
 OTHERS = ['self_attention', 'separable', 'efficient_additive', 'pooling', 'identity']
 ABLATIONS = [
@@ -27,7 +28,7 @@ ABLATIONS = [
 
 
 def tiny(token_mixer, **kwargs):
-    return fill(CASViT(TINY, token_mixer=token_mixer, **kwargs)).double()
+    return tiny_backbone.tiny(token_mixer=token_mixer, **kwargs).double()
 
 
 def mixer_of(token_mixer, channels):
@@ -44,7 +45,7 @@ def sigmoid(x):
 
 
 class Arrays:
-    """The weights of a mixer as arrays, and what they do to positions ``(HW, C)``: no convolution, no PyTorch."""
+    """Weights of a mixer as arrays, and layers on positions ``(HW, C)`` in NumPy, without convolutions."""
 
     def __init__(self, mixer):
         self.state = {key: value.numpy() for key, value in mixer.state_dict().items()}
@@ -54,7 +55,7 @@ class Arrays:
         return positions @ weight.reshape(weight.shape[:2]).T + self.state.get(f'{name}.bias', 0)
 
     def depthwise(self, x, name):
-        """Of a map ``(C, H, W)``."""
+        """Convolve a map ``(C, H, W)``."""
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
         kernel, height, width = self.state[f'{name}.weight'][:, 0], *x.shape[1:]
         out = sum(
@@ -88,7 +89,7 @@ def separable(arrays, positions, shape):
 
 
 def efficient_additive(arrays, positions, shape):
-    """arXiv 2303.15446, equations 4 to 6, with the normalisations of the authors' code."""
+    """arXiv 2303.15446, equations 4 to 6, with the normalizations of the authors' code."""
     query, key = (
         [vector / np.linalg.norm(vector) for vector in arrays.linear(positions, name)] for name in ('query', 'key')
     )
@@ -99,7 +100,7 @@ def efficient_additive(arrays, positions, shape):
 
 
 def pooling(arrays, positions, shape):
-    """arXiv 2111.11418, equation 4: the mean of those of 5x5 positions that there are, less the middle one."""
+    """arXiv 2111.11418, equation 4: the mean of the 5x5 positions inside the map minus the middle one."""
     height, width = shape
     x = positions.reshape(height, width, -1)
     return np.stack(
@@ -116,7 +117,7 @@ def identity(arrays, positions, shape):
 
 
 def additive(spatial, channel):
-    """arXiv 2408.03703, section 3.2, with the gates that are left."""
+    """arXiv 2408.03703, section 3.2, with the remaining gates."""
 
     def compute(arrays, positions, shape):
         def gated(x, name):
@@ -158,13 +159,13 @@ def test_a_mixer_computes_its_formula(token_mixer, formula):
         assert_close(one.flatten(1).T, torch.from_numpy(wanted), **EXACT)
 
 
-def test_pooling_is_that_of_another_library():
+def test_pooling_equals_that_of_another_library():
     modeling = pytest.importorskip('transformers.models.poolformer.modeling_poolformer')
     x = image(0, (2, 4, 5, 6))
     assert_close(mixer_of('pooling', 4)(x), modeling.PoolFormerPooling(3)(x), **EXACT)
 
 
-def test_separable_attention_is_that_of_another_library():
+def test_separable_attention_equals_that_of_another_library():
     modeling = pytest.importorskip('transformers.models.mobilevitv2.modeling_mobilevitv2')
     config = modeling.MobileViTV2Config(attn_dropout=0.0)
     other, ours = fill(modeling.MobileViTV2LinearSelfAttention(config, 12)).double().eval(), mixer_of('separable', 12)
@@ -180,11 +181,11 @@ def test_separable_attention_is_that_of_another_library():
         }
     )
     x = image(0, (2, 12, 5, 6))
-    # There (N, C, pixels of a patch, patches): one patch pixel, all positions as patches.
+    # The other takes (N, C, pixels of a patch, patches): one pixel, with all positions as patches.
     assert_close(ours(x).flatten(2), other(x.flatten(2).unsqueeze(2)).squeeze(2), **EXACT)
 
 
-def test_efficient_additive_attention_is_that_of_another_library():
+def test_efficient_additive_attention_equals_that_of_another_library():
     modeling = pytest.importorskip('transformers.models.swiftformer.modeling_swiftformer')
     other = modeling.SwiftFormerEfficientAdditiveAttention(modeling.SwiftFormerConfig(), 12)
     other, ours = fill(other).double().eval(), mixer_of('efficient_additive', 12)
@@ -198,7 +199,7 @@ def test_efficient_additive_attention_is_that_of_another_library():
     assert_close(ours(x).flatten(2).transpose(1, 2), other(x.flatten(2).transpose(1, 2)), rtol=1e-6, atol=1e-6)
 
 
-def test_the_names_are_the_documented_ones():
+def test_all_names_are_documented():
     TOKEN_MIXERS.import_from_location()
     assert {'additive', *OTHERS} <= set(TOKEN_MIXERS.module_dict)
     for name in ('additive', *OTHERS):
@@ -229,18 +230,18 @@ def test_the_names_are_the_documented_ones():
     ],
     ids=str,
 )
-def test_a_wrong_mixer_is_answered_with_the_valid_ones(token_mixer, error, words):
+def test_the_error_for_a_wrong_mixer_names_the_valid_ones(token_mixer, error, words):
     with pytest.raises(error, match=words):
         CASViT(TINY, token_mixer=token_mixer)
 
 
 @pytest.mark.parametrize('token_mixer', [*OTHERS, *ABLATIONS], ids=str)
-def test_another_mixer_changes_nothing_beside_itself(token_mixer):
+def test_another_mixer_changes_no_other_weights(token_mixer):
     given = token_mixer if isinstance(token_mixer, str) else dict(token_mixer)
     plain, other = (CASViT(TINY, token_mixer=mixer).state_dict() for mixer in ('additive', given))
     assert given == token_mixer
     assert all('.attn.' in key for key in plain.keys() ^ other.keys())
-    if isinstance(token_mixer, dict):  # what is left of the gates keeps its name
+    if isinstance(token_mixer, dict):  # the remaining gates keep their names
         assert plain.keys() > other.keys()
         assert {'.oper_q.0.': token_mixer['spatial_gate'], '.oper_k.1.': token_mixer['channel_gate']} == {
             part: any(part in key for key in other) for part in ('.oper_q.0.', '.oper_k.1.')
@@ -264,7 +265,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(token_mixer, nor
 
 
 @pytest.mark.parametrize('token_mixer', [*OTHERS, *ABLATIONS], ids=str)
-def test_the_deploy_form_folds_what_is_around_another_mixer(token_mixer):
+def test_the_deploy_form_folds_the_norms_around_another_mixer(token_mixer):
     model, x = tiny(token_mixer).eval(), image(2, (2, 3, 64, 96))
     with torch.no_grad():
         wanted, deployed = model(x), deploy(model)
@@ -276,7 +277,7 @@ def test_the_deploy_form_folds_what_is_around_another_mixer(token_mixer):
     assert [type(block.attn) for stage in deployed.stages for block in stage] == mixers
 
 
-def test_only_the_whole_additive_mixer_takes_the_fast_form():
+def test_only_the_complete_additive_mixer_gets_the_fast_form():
     stages = [type(deploy(tiny(mixer)).stages[0]) for mixer in ('additive', dict(type='additive'), *ABLATIONS)]
     assert stages == [DeployedStage, DeployedStage, nn.Sequential, nn.Sequential, nn.Sequential]
 
@@ -291,7 +292,7 @@ def test_norms_that_cannot_be_folded_are_kept(token_mixer, norm_cfg):
         assert_close(list(deploy(model)(x)), list(model(x)), **EXACT)
 
 
-def test_a_mixer_with_norms_of_its_own_keeps_them_in_the_deploy_form():
+def test_a_mixer_keeps_its_own_norms_in_the_deploy_form():
     @TOKEN_MIXERS.register_module('with_norm', force=True)
     class WithNorm(nn.Module):
         def __init__(self, channels, norm_cfg, groups=1):
@@ -316,7 +317,7 @@ def test_a_mixer_with_norms_of_its_own_keeps_them_in_the_deploy_form():
 
 
 def test_the_example_of_the_documentation_runs():
-    """As test_docs.py runs it, but without a process of its own."""
+    """Like test_docs.py, but without a separate process."""
     (code,) = re.findall(
         r'^```python run\n(.*?)^```', (ROOT / 'docs/ablation.md').read_text(), re.MULTILINE | re.DOTALL
     )

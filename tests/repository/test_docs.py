@@ -1,5 +1,8 @@
-"""The documentation keeps its word: its examples run, its commands parse, its links and its table are right."""
+"""The documentation is right: its examples run, its commands parse, its links, paths, names, and tables are valid."""
 
+import ast
+import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -9,20 +12,24 @@ from pathlib import Path
 
 import pytest
 from helpers.repository import ROOT, load_tool
+from mmengine.registry import Registry
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+import mmcasvit.registry
+
+PAGES = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md')]
+PAGES += sorted((ROOT / 'docs').glob('*.md'))
+TEXTS = [*PAGES, ROOT / 'docs/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
-# The worked examples have to show that everything fits, not to teach xs anything.
 ENVIRONMENT = dict(OMP_NUM_THREADS='2')
 
 
 def blocks(page):
-    """Language, note behind it, and text of each fenced block."""
+    """Return the language, the note after it, and the text of each fenced block."""
     return FENCE.findall(page.read_text())
 
 
 def commands(page):
-    """Every command of a page, continued lines joined, comments dropped, split as a shell does."""
+    """Yield the words of each command of a page, without comments, as a shell splits them."""
     for language, _, text in blocks(page):
         if language == 'bash':
             for line in text.replace('\\\n', ' ').splitlines():
@@ -33,16 +40,16 @@ def commands(page):
 def tool_calls():
     for page in PAGES:
         for words in commands(page):
-            tools = [i for i, word in enumerate(words) if re.fullmatch(r'tools/\w+\.py', word)]
+            tools = [i for i, word in enumerate(words) if re.fullmatch(r'(tools|dev)/\w+\.py', word)]
             if tools:
                 yield pytest.param(
                     words[tools[0]], words[tools[0] + 1 :], id=f'{page.stem}: {" ".join(words[tools[0] :])[:80]}'
                 )
 
 
-@pytest.mark.parametrize('tool, arguments', tool_calls())
+@pytest.mark.parametrize('tool, arguments', list(tool_calls()))
 def test_a_command_names_flags_and_configs_that_exist(tool, arguments, monkeypatch):
-    module = load_tool(Path(tool).stem)
+    module = load_tool(Path(tool).stem, Path(tool).parent.name)
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
     module.parse_args()
     for word in arguments:
@@ -55,6 +62,45 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', page.read_text()):
         if '://' not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('page', TEXTS, ids=lambda page: page.name)
+def test_paths_exist(page):
+    for path in re.findall(
+        r'(?<![\w./-])(?:mmcasvit|tests|tools|dev|requirements)/[a-z\d_./-]*[a-z\d_](?!\w)', page.read_text()
+    ):
+        if not path.startswith('mmcasvit/.mim'):  # of an installed package
+            assert (ROOT / path).exists(), path
+
+
+def resolves(name):
+    """Return whether a dotted name is a module, an attribute of one, or a registered type."""
+    owner, _, attribute = name.rpartition('.')
+    try:
+        if importlib.util.find_spec(name):
+            return True
+    except ModuleNotFoundError:  # the owner is not a package
+        pass
+    if not resolves(owner):
+        return False
+    if hasattr(importlib.import_module(owner), attribute):
+        return True
+    registries = [value for value in vars(mmcasvit.registry).values() if isinstance(value, Registry)]
+    return owner == 'mmcasvit' and any(registry.get(attribute) for registry in registries)
+
+
+def names_in(page):
+    """Yield the dotted names of this package in a text, and those that its Python examples import."""
+    yield from re.findall(r'(?<![\w./-])mmcasvit(?:\.[A-Za-z_]\w*)+', page.read_text())
+    for language, _, text in blocks(page):
+        for node in ast.walk(ast.parse(text)) if language == 'python' else ():
+            if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'mmcasvit':
+                yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+@pytest.mark.parametrize('page', TEXTS, ids=lambda page: page.name)
+def test_names_of_the_package_exist(page):
+    assert not [name for name in names_in(page) if not resolves(name)]
 
 
 def test_every_page_is_linked():

@@ -44,7 +44,7 @@ def test_entries_are_listed_and_explained_without_importing_the_package(tmp_path
     assert done.returncode == 0, done.stderr
     listed, *explained = done.stdout.splitlines()
     assert sorted(listed.split()) == sorted(ENTRIES)
-    assert 'checkpoint: a file of the authors' in '\n'.join(explained)
+    assert 'checkpoint: A file of the authors' in '\n'.join(explained)
 
 
 @pytest.mark.parametrize('arch, width', [('xs', 8), ('s', 10), ('m', 12), ('t', 14)])
@@ -80,7 +80,7 @@ def test_what_is_missing_is_said(tiny, tmp_path, monkeypatch):
     for entry in ('casvit_xs', 'casvit_xs_backbone'):
         with pytest.raises(ValueError, match=r"checkpoint='cas-vit\.pth' instead of pretrained=True"):
             load(entry, pretrained=True)
-        with pytest.raises(TypeError, match="no argument 'drop_pathrate'"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'drop_pathrate'"):
             load(entry, drop_pathrate=0.1)
         torch.save(dict(model=to_authors_names(CASViTClassifier('s').state_dict())), tmp_path / 's.pth')
         with pytest.raises(WeightsError, match="expected: arch 'xs', found: arch 's'"):

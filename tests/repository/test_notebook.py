@@ -46,7 +46,7 @@ def test_it_runs(tmp_path):
     command = [sys.executable, 'notebook.py']
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
-    assert 'boxes that leave their image: 1' in done.stdout
+    assert 'boxes that extend beyond their image: 1' in done.stdout
     fixed = json.loads((tmp_path / 'data/desk/annotations/train.fixed.json').read_text())
     assert all(left + width <= 128 for left, _, width, _ in (entry['bbox'] for entry in fixed['annotations']))
     work = tmp_path / 'work_dirs/desk'

@@ -26,10 +26,16 @@ SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
 CONFIGS = [file.stem for file in (ROOT / 'configs').glob('*/*.py')]
 # What a build is made from: the names at the top of the repository, without data, runs and environments.
 SOURCES = (
+    'CHANGELOG.md',
+    'CITATION.cff',
+    'CONTRIBUTING.md',
+    'LICENSE',
     'MANIFEST.in',
     'Makefile',
     'README.md',
+    'SECURITY.md',
     'configs',
+    'dev',
     'docs',
     'hubconf.py',
     'mmcasvit',
@@ -180,11 +186,13 @@ def test_the_wheel_holds_everything_once(wheels, repository):
     expected += [
         f'mmcasvit/.mim/{folder}/{file}' for folder in ('configs', 'tools') for file in files_in(repository / folder)
     ] + ['mmcasvit/.mim/model-index.yml']
-    assert {Path(file).suffix for file in expected} == {'.py', '.yml'}
+    assert {Path(file).suffix for file in expected if '.mim' in Path(file).parts} == {'.py', '.yml'}
+    assert 'mmcasvit/py.typed' in expected
     for wheel in wheels.values():
         files = zipfile.ZipFile(wheel).namelist()
         assert sorted(file for file in files if '.dist-info/' not in file) == sorted(expected)
-        # mim looks for a config by its file's name alone
+        assert any(file.endswith('.dist-info/licenses/LICENSE') for file in files)
+        # mim looks for a config only by the name of its file
         names = Counter(Path(file).name for file in files)
         assert [name for name in CONFIGS if names[f'{name}.py'] != 1] == []
 

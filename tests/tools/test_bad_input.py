@@ -1,7 +1,7 @@
-"""A table of bad input for the tools. Each case ends in one clear ``error:`` line and exit status 2, or in a right
-result; nothing is overwritten, and no file that is only to be read is executed.
+"""Bad input for the tools. Each case ends in one clear ``error:`` line and exit status 2, or in a correct result.
 
-The tools run in this process: starting Python and importing the frameworks takes longer than all a case does.
+Nothing is overwritten, and no file is executed that should only be read. The tools run in this process, since starting
+Python and importing the frameworks would take longer than a case.
 """
 
 import functools
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.attack import Attack
 from helpers.repository import ROOT, load_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -36,7 +37,7 @@ SINGLE_PROCESS = {
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    """A data set, a tiny detector and segmentor with their configs, and checkpoints of random weights."""
+    """Return a folder with a dataset, a tiny detector and segmentor, and checkpoints of random weights."""
     root = tmp_path_factory.mktemp('made')
     write_dataset(root / 'shapes', train=4, val=2, seed=3, height=64, width=96)
     for name, base in dict(
@@ -49,7 +50,7 @@ def made(tmp_path_factory):
         cfg.train_dataloader.batch_size = 2
         length = dict(max_epochs=1) if name == 'det' else dict(max_iters=2, val_interval=2)
         cfg.merge_from_dict(dict(train_cfg=length, default_hooks=dict(checkpoint=dict(interval=1))))
-        # not dump, which takes seconds to make it look good
+        # Config.dump would take seconds to format the file.
         (root / f'{name}.py').write_text(''.join(f'{key} = {part!r}\n' for key, part in cfg.to_dict().items()))
         init_default_scope(cfg.default_scope)
         importlib.import_module(cfg.default_scope)
@@ -59,19 +60,9 @@ def made(tmp_path_factory):
     return root
 
 
-class Bomb:
-    """Leaves a file behind when it is unpickled by a reader that runs what it reads."""
-
-    def __init__(self, mark):
-        self.mark = str(mark)
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.mark),)
-
-
 @pytest.fixture
 def place(made, tmp_path):
-    """A folder of its own for a case: configs, checkpoints, data that it may spoil."""
+    """Return a folder with configs, checkpoints and data that a case may damage."""
     for file in made.iterdir():
         (shutil.copytree if file.is_dir() else shutil.copy)(file, tmp_path / file.name)
     return tmp_path
@@ -82,9 +73,9 @@ loaded = functools.cache(load_tool)
 
 @pytest.fixture
 def call(monkeypatch, capfd, place):
-    """Runs a tool in the case's folder: its exit status, what it printed, and its errors."""
+    """Run a tool in the folder of the case, and return its exit status, stdout and stderr."""
     monkeypatch.chdir(place)
-    # Both take seconds, and nothing here reads what they give.
+    # Both take seconds, and no case reads their results.
     monkeypatch.setattr('mmengine.runner.runner.collect_env', lambda: {})
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
 
@@ -109,7 +100,7 @@ def contents(folder):
 
 
 def refused(call, place, words, tool, *arguments):
-    """The tool ends with status 2 and one error, in words; files that were there stay as they were."""
+    """Check that a tool exits with status 2 and one error, changes no file, and return the files that it created."""
     before = contents(place)
     status, _, err = call(tool, *arguments)
     error = err[err.rfind('\nerror: ') + 1 :]
@@ -125,13 +116,13 @@ def refused(call, place, words, tool, *arguments):
 
 DATA = dict(det='data_root=shapes/coco/', seg='data_root=shapes/ade')
 
-# framework, what --cfg-options change, words of the error
+# Framework, --cfg-options, and words of the error.
 CONFIG_CASES = dict(
     unknown_arch=('det', ['model.backbone.arch=xxs'], ['arch', 'xxs', 'xs', 'mmcasvit.CASViT']),
     arch_of_three_stages=('det', ['model.backbone.arch.depths=(1,1,1)'], ['depths', 'mmcasvit.CASViT']),
     unknown_key_of_the_backbone=('det', ['model.backbone.archs=xs'], ['archs', 'mmcasvit.CASViT']),
     arch_of_another_type=('det', ['model.backbone.arch=3'], ['mmcasvit.CASViT', 'arch']),
-    out_index_that_is_not_there=('det', ['model.backbone.out_indices=(0,1,2,7)'], ['mmcasvit.CASViT', '7']),
+    out_index_that_does_not_exist=('det', ['model.backbone.out_indices=(0,1,2,7)'], ['mmcasvit.CASViT', '7']),
     unknown_model=('det', ['model.type=MaskRCNNN'], ['MaskRCNNN']),
     channels_that_do_not_fit_the_neck=(
         'det',
@@ -153,13 +144,13 @@ CONFIG_CASES = dict(
     negative_learning_rate=('det', ['optim_wrapper.optimizer.lr=-1'], ['AdamW', '-1']),
     epochs_in_words=('det', ['train_cfg.max_epochs=many'], ['many']),
     unknown_schedule=('seg', ['param_scheduler.0.type=WarmUp'], ['WarmUp']),
-    unknown_data_set=('det', ['train_dataloader.dataset.type=CocoData'], ['CocoData']),
-    unknown_key_of_the_data_set=('seg', ['train_dataloader.dataset.reduce_zero=True'], ['reduce_zero']),
+    unknown_dataset=('det', ['train_dataloader.dataset.type=CocoData'], ['CocoData']),
+    unknown_key_of_the_dataset=('seg', ['train_dataloader.dataset.reduce_zero=True'], ['reduce_zero']),
     unknown_transform=('det', ['train_dataloader.dataset.pipeline.1.type=Flip'], ['Flip']),
-    no_images_a_batch=('det', ['train_dataloader.batch_size=0'], ['batch_size']),
+    batch_without_images=('det', ['train_dataloader.batch_size=0'], ['batch_size']),
     negative_number_of_workers=('det', ['train_dataloader.num_workers=-1'], ['num_workers']),
     unknown_hook=('det', ['custom_hooks.0.type=Hooked'], ['Hooked']),
-    entry_of_a_list_that_is_not_there=('det', ['custom_hooks.9.type=x'], ['--cfg-options', '9']),
+    list_entry_that_does_not_exist=('det', ['custom_hooks.9.type=x'], ['--cfg-options', '9']),
     number_where_a_part_belongs=('det', ['model.backbone=3'], ['model.backbone']),
     loader_of_another_type=('det', ['train_dataloader=3'], ['train_dataloader']),
     fewer_classes_than_the_data=('det', ['model.roi_head.bbox_head.num_classes=4'], ['num_classes', '4', '6']),
@@ -175,17 +166,17 @@ CONFIG_CASES = dict(
 
 
 @pytest.mark.parametrize('case', CONFIG_CASES)
-def test_a_wrong_config_is_an_error_in_one_line(case, call, place):
+def test_a_wrong_config_is_one_error_line(case, call, place):
     config, options, words = CONFIG_CASES[case]
-    (place / 'bomb.pkl').write_bytes(pickle.dumps(Bomb(place / 'executed')))
+    (place / 'bomb.pkl').write_bytes(pickle.dumps(Attack(str(place / 'executed'))))
     refused(call, place, words, 'train', f'{config}.py', '--cfg-options', DATA[config], *options)
 
 
 BROKEN_CONFIGS = dict(
     syntax_error=('model = dict(', ['broken.py', 'cannot be read']),
     no_scope=('model = dict(type="RetinaNet")', ['default_scope']),
-    base_that_is_not_there=('_base_ = "nowhere.py"', ['cannot be read', 'nowhere.py']),
-    module_that_is_not_there=('_base_ = "det.py"\ncustom_imports = dict(imports=["nowhere"])', ['nowhere']),
+    base_that_does_not_exist=('_base_ = "nowhere.py"', ['cannot be read', 'nowhere.py']),
+    module_that_does_not_exist=('_base_ = "det.py"\ncustom_imports = dict(imports=["nowhere"])', ['nowhere']),
     no_model=('default_scope = "mmdet"', ['model']),
 )
 
@@ -198,7 +189,7 @@ def test_a_config_that_cannot_be_read_is_named(case, call, place):
 
 
 def bomb(place):
-    torch.save(dict(state_dict=dict(x=torch.ones(1)), bomb=Bomb(place / 'executed')), place / 'bad.pth')
+    torch.save(dict(state_dict=dict(x=torch.ones(1)), bomb=Attack(str(place / 'executed'))), place / 'bad.pth')
 
 
 def cut_off(place):
@@ -209,12 +200,12 @@ def cut_off(place):
 CHECKPOINTS = dict(
     pickle_bomb=(bomb, ['--trust-checkpoint']),
     bare_pickle_bomb=(
-        lambda place: (place / 'bad.pth').write_bytes(pickle.dumps(Bomb(place / 'executed'))),
+        lambda place: (place / 'bad.pth').write_bytes(pickle.dumps(Attack(str(place / 'executed')))),
         ['bad.pth'],
     ),
-    text=(lambda place: (place / 'bad.pth').write_text('weights'), ['no checkpoint']),
-    no_bytes=(lambda place: (place / 'bad.pth').write_bytes(b''), ['no checkpoint']),
-    cut_off=(cut_off, ['no checkpoint']),
+    text=(lambda place: (place / 'bad.pth').write_text('weights'), ['is not a checkpoint']),
+    no_bytes=(lambda place: (place / 'bad.pth').write_bytes(b''), ['is not a checkpoint']),
+    cut_off=(cut_off, ['is not a checkpoint']),
     folder=(lambda place: (place / 'bad.pth').mkdir(), ['not found']),
     no_weights=(lambda place: torch.save(dict(epoch=3), place / 'bad.pth'), ['no weights', 'epoch']),
     list_of_weights=(lambda place: torch.save([torch.ones(1)], place / 'bad.pth'), ['list', 'dict']),
@@ -249,8 +240,8 @@ def test_a_bad_checkpoint_is_refused_and_not_executed(kind, reader, call, place)
     assert not (place / 'new.pth').exists()
 
 
-def test_the_bomb_goes_off_where_it_is_trusted(call, place):
-    """Else the cases above would show nothing."""
+def test_the_bomb_goes_off_if_it_is_trusted(call, place):
+    """Otherwise the cases above would prove nothing."""
     bomb(place)
     call('convert_weights', 'bad.pth', '--trust-checkpoint')
     assert (place / 'executed').exists()
@@ -280,7 +271,7 @@ def test_a_checkpoint_of_another_model_is_refused(case, tool, call, place):
             other_names=lambda w: {f'model.{k}': v for k, v in w.items()},
         )[case],
     )
-    words = dict(classes='another number of classes', arch='missing', other_names='No name of the file')[case]
+    words = dict(classes='another number of classes', arch='missing', other_names='No name in the file')[case]
     arguments = READERS[tool]
     refused(call, place, [words], *arguments)
     assert not list(place.rglob('outputs/preds/*'))
@@ -310,12 +301,12 @@ DATA_CASES = dict(
         lambda p: annotations(p, lambda c: dict(c, categories=c['categories'][::-1])),
         ['another order', 'disc', 'ring', 'check_dataset'],
     ),
-    category_that_is_not_there=(
+    missing_category=(
         lambda p: annotations(p, lambda c: dict(c, categories=c['categories'][1:])),
         ["'disc'", 'classes'],
     ),
-    path_out_of_the_data_root=(lambda p: rename_images(p, '../../../det.pth'), ['outside of the data set', 'det.pth']),
-    absolute_path=(lambda p: rename_images(p, '/etc/passwd'), ['outside of the data set', '/etc/passwd']),
+    path_out_of_the_data_root=(lambda p: rename_images(p, '../../../det.pth'), ['outside the dataset', 'det.pth']),
+    absolute_path=(lambda p: rename_images(p, '/etc/passwd'), ['outside the dataset', '/etc/passwd']),
     unreadable_images=(
         lambda p: [f.write_text('x') for f in (p / 'shapes/coco/train2017').iterdir()],
         ['could not be read', 'check_dataset'],
@@ -345,7 +336,7 @@ def test_bad_data_ends_training_with_an_error(case, call, place):
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])
 def test_training_skips_an_image_that_was_cut_off(tmp_path, suffix, backend):
-    """The decoders look at the end: OpenCV's for files, not for what is in memory, fills up what is missing."""
+    """OpenCV fills in the missing rest of an image that is decoded from memory, without an error."""
     image = tmp_path / f'x.{suffix}'
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(image)
@@ -361,9 +352,9 @@ def test_training_skips_an_image_that_was_cut_off(tmp_path, suffix, backend):
 @pytest.mark.parametrize(
     'workers, harm',
     [(0, lambda image: image.write_bytes(b'')), (1, Path.unlink)],
-    ids=['empty', 'gone, read by a worker'],
+    ids=['empty', 'deleted, read by a worker'],
 )
-def test_an_evaluation_names_the_image_that_it_cannot_read(call, place, workers, harm):
+def test_an_evaluation_names_an_image_that_cannot_be_read(call, place, workers, harm):
     image = sorted((place / 'shapes/coco/val2017').iterdir())[0]
     harm(image)
     refused(
@@ -393,7 +384,7 @@ def save(image, name='x.png', **options):
     return name
 
 
-def turned(size):
+def rotated(size):
     image = Image.new('RGB', size, (200, 10, 10))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -414,7 +405,7 @@ IMAGES = {
     'CMYK': (lambda: save(Image.new('CMYK', (60, 40)), 'x.jpg'), (60, 40)),
     'palette': (lambda: save(Image.new('P', (60, 40))), (60, 40)),
     'black and white': (lambda: save(Image.new('1', (60, 40))), (60, 40)),
-    'EXIF-rotated': (lambda: turned((60, 40)), (40, 60)),
+    'EXIF-rotated': (lambda: rotated((60, 40)), (40, 60)),
 }
 
 
@@ -424,13 +415,13 @@ IMAGES = {
 def test_an_image_of_any_kind_gets_a_prediction_of_its_size(kind, config, call, place):
     make, (width, height) = IMAGES[kind]
     name = make()
-    if (kind, config) == ('1x1', 'seg'):  # mmseg's drawing takes a single label for an index
+    if (kind, config) == ('1x1', 'seg'):  # mmseg's visualizer mistakes a single label for an index
         refused(call, place, ['a single pixel'], 'infer', name, 'seg.py', 'seg.pth')
         return
     status, _, err = call('infer', name, f'{config}.py', f'{config}.pth')
     assert status == 0, err
     if config == 'seg':
-        mask = np.asarray(Image.open(next((place / 'outputs/pred').glob('*.png'))))  # mmseg numbers them)
+        mask = np.asarray(Image.open(next((place / 'outputs/pred').glob('*.png'))))  # mmseg numbers them
         assert mask.shape == (height, width)
         assert mask.max() < 8
     else:
@@ -454,12 +445,12 @@ FILES = dict(
     text=lambda: Path('x.jpg').write_text('no image'),
     half_a_jpeg=lambda: half('x.jpg'),
     half_a_png=lambda: half('x.png'),
-    header_alone=lambda: Path('x.jpg').write_bytes(b'\xff\xd8\xff\xe0'),
+    only_a_header=lambda: Path('x.jpg').write_bytes(b'\xff\xd8\xff\xe0'),
 )
 
 
 @pytest.mark.parametrize('kind', FILES)
-def test_a_file_that_is_no_whole_image_is_refused(kind, call, place):
+def test_a_file_that_is_not_a_whole_image_is_refused(kind, call, place):
     FILES[kind]()
     name = next(place.glob('x.*')).name
     assert not refused(call, place, [name, 'cannot be read'], 'infer', name, 'det.py', 'det.pth')
@@ -477,7 +468,7 @@ def test_images_whose_predictions_would_overwrite_each_other_are_refused(call, p
 
 @pytest.fixture
 def full_disk():
-    """No file may grow beyond a few lines, which is what a full disk looks like to a program."""
+    """Limit the size of files to a few lines, which a program cannot tell from a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     yield
@@ -507,7 +498,7 @@ def test_output_that_cannot_be_written_is_an_error(arguments, call, place):
     assert not refused(call, place, [], *arguments)
 
 
-# Runs that cannot go on ---------------------------------------------------------------------------------------------
+# Runs that cannot continue -------------------------------------------------------------------------------------------
 
 RUN = """
 _base_ = 'seg.py'
@@ -516,7 +507,7 @@ val_dataloader = val_cfg = val_evaluator = None
 default_hooks = dict(checkpoint=dict(interval={interval}, save_best=None))
 {more}
 """
-# The learning rate is 0.001 for two iterations, and 1e30 then.
+# The learning rate is 0.001 for two iterations and 1e30 after that.
 EXPLODING = """
 optim_wrapper = dict(optimizer=dict(lr=1e30))
 param_scheduler = [dict(type='ConstantLR', factor=1e-33, by_epoch=False, begin=0, end=3)]
@@ -524,7 +515,7 @@ param_scheduler = [dict(type='ConstantLR', factor=1e-33, by_epoch=False, begin=0
 
 
 def stopped(place, status, err, *words):
-    """Exit status 1, one error that says why and names the last good checkpoint, which is whole."""
+    """Check for exit status 1 and one error with the reason and the last good checkpoint, and return its name."""
     error = err[err.rfind('\nerror: ') + 1 :]
     assert status == 1, err[-3000:]
     assert error.startswith('error: training stopped'), err[-3000:]
@@ -542,8 +533,8 @@ def test_an_exploding_loss_ends_the_run_with_its_status(call, place):
     assert (place / 'run/invalid_loss_iter_4.pth').is_file()
 
 
-def test_a_disk_that_gets_full_ends_the_run_with_its_status(place):
-    """The second checkpoint has the optimizer's two averages instead of gradients, and is too large for the disk."""
+def test_a_disk_that_fills_up_ends_the_run_with_its_status(place):
+    """The second checkpoint holds the two averages of the optimizer and is too large for the disk."""
     (place / 'full.py').write_text(RUN.format(interval=1, more='optim_wrapper = dict(accumulative_counts=2)'))
     limit = int(2.6 * (place / 'seg.pth').stat().st_size)
     done = subprocess.run(

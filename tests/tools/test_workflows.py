@@ -1,3 +1,5 @@
+"""Tools run as a user runs them, from training to testing and predicting."""
+
 import importlib
 import json
 import os
@@ -14,6 +16,16 @@ DET = ROOT / 'configs/detection'
 SEG = ROOT / 'configs/segmentation'
 MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_6e_shapes.py'
 SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_600i_shapes.py'
+SMALL_RUN = [
+    'train_dataloader.batch_size=2',
+    *(
+        f'{split}_dataloader.{option}'
+        for split in ('train', 'val', 'test')
+        for option in ('num_workers=0', 'persistent_workers=False')
+    ),
+    'default_hooks.logger.interval=1',
+    'default_hooks.visualization.interval=1',
+]
 
 
 def one_line(done):
@@ -23,7 +35,7 @@ def one_line(done):
     return lines[-1]
 
 
-def test_a_missing_config_is_named_with_its_neighbour(run_tool, tmp_path):
+def test_a_missing_config_is_named_with_a_similar_one(run_tool, tmp_path):
     done = run_tool('train.py', DET / 'retinanet_casvit-xs_fpn_1x_cocoo.py', cwd=tmp_path, expect=2)
     assert 'config not found' in one_line(done)
     assert 'retinanet_casvit-xs_fpn_1x_coco.py?' in one_line(done)
@@ -41,7 +53,7 @@ def test_a_missing_config_is_named_with_its_neighbour(run_tool, tmp_path):
     ],
     ids=['coco', 'ade', 'shapes'],
 )
-def test_missing_data_says_where_it_looked_and_how_to_get_it(run_tool, tmp_path, config, words):
+def test_missing_data_is_named_with_how_to_get_it(run_tool, tmp_path, config, words):
     line = one_line(run_tool('train.py', config, cwd=tmp_path, expect=2))
     assert 'data of the train split not found' in line
     assert all(word in line for word in [str(tmp_path), *words])
@@ -54,7 +66,7 @@ def test_a_bad_checkpoint_ends_a_test_run_at_once(run_tool, tmp_path, shapes):
     assert f'checkpoint not found: {tmp_path}/none.pth' in one_line(done)
     (tmp_path / 'bad.pth').write_bytes(b'bad')
     done = run_tool('test.py', MASK_RCNN, 'bad.pth', *options, cwd=tmp_path, expect=2)
-    assert 'no checkpoint, or a damaged one' in one_line(done)
+    assert 'is not a checkpoint, or is damaged' in one_line(done)
     assert [file.name for file in tmp_path.iterdir()] == ['bad.pth']
 
 
@@ -74,7 +86,7 @@ def test_flags_that_cannot_work_are_refused(run_tool, tmp_path, shapes):
 def test_make_dataset_checks_its_folder(run_tool, tmp_path):
     small = ['--train', 2, '--val', 1, '--size', 64, 64]
     run_tool('make_dataset.py', *small, cwd=tmp_path)
-    assert 'there already' in run_tool('make_dataset.py', *small, cwd=tmp_path).stdout
+    assert 'already exists' in run_tool('make_dataset.py', *small, cwd=tmp_path).stdout
     assert '--force' in one_line(run_tool('make_dataset.py', *small, '--seed', 3, cwd=tmp_path, expect=2))
     assert '2 + 1 images' in run_tool('make_dataset.py', *small, '--seed', 3, '--force', cwd=tmp_path).stdout
     (tmp_path / 'data/shapes/imagenet').rename(tmp_path / 'elsewhere')
@@ -90,23 +102,15 @@ def test_make_dataset_checks_its_folder(run_tool, tmp_path):
 
 @pytest.fixture(scope='module')
 def detector(run_tool, shapes, tmp_path_factory):
-    """A tiny Mask R-CNN, trained for one epoch and then resumed for another."""
+    """Train a tiny Mask R-CNN for one epoch and resume it for another; return the folder, options and outputs."""
     cwd = tmp_path_factory.mktemp('detector')
     config = write_tiny_config(cwd / 'tiny.py', MASK_RCNN)
     options = [
         '--cfg-options',
         f'data_root={shapes}/coco/',
-        'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'val_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'val_dataloader.persistent_workers=False',
-        'test_dataloader.num_workers=0',
-        'test_dataloader.persistent_workers=False',
-        'default_hooks.logger.interval=1',
+        *SMALL_RUN,
         'train_cfg.val_interval=1',
         'default_hooks.checkpoint.interval=1',
-        'default_hooks.visualization.interval=1',
     ]
     first = run_tool('train.py', config, '--work-dir', 'run', *options, 'train_cfg.max_epochs=1', cwd=cwd)
     second = run_tool('train.py', config, '--work-dir', 'run', '--resume', *options, 'train_cfg.max_epochs=2', cwd=cwd)
@@ -175,7 +179,7 @@ def test_a_detector_predicts_on_a_folder(detector, run_tool, shapes):
     (cwd / 'broken.jpg').write_bytes(b'x')
     done = run_tool('infer.py', 'broken.jpg', config, 'run/epoch_2.pth', cwd=cwd, expect=2)
     assert 'cannot be read' in one_line(done)
-    # the config of another arch
+    # A config of another arch.
     line = run_tool('infer.py', images, MASK_RCNN, 'run/epoch_2.pth', cwd=cwd, expect=2).stderr
     assert "expected: arch 'xs', found: a CAS-ViT of depths (1, 1, 1, 1)" in line
 
@@ -194,7 +198,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_test(detector, run_tool):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_another_number_of_classes_and_says_so(detector, run_tool):
+def test_training_starts_from_another_number_of_classes_and_says_so(detector, run_tool):
     cwd, options, *_ = detector
     done = run_tool(
         'train.py',
@@ -224,15 +228,7 @@ def test_a_segmentor_trains_resumes_tests_and_predicts(run_tool, shapes, tmp_pat
         '--cfg-options',
         f'data_root={shapes}/ade',
         'model.data_preprocessor.size=(64,96)',
-        'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'val_dataloader.num_workers=0',
-        'test_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'val_dataloader.persistent_workers=False',
-        'test_dataloader.persistent_workers=False',
-        'default_hooks.logger.interval=1',
-        'default_hooks.visualization.interval=1',
+        *SMALL_RUN,
         'default_hooks.checkpoint.interval=2',
         'train_cfg.val_interval=2',
     ]
@@ -307,7 +303,7 @@ def test_the_tools_of_the_frameworks_train_and_test_our_configs(
     tools = Path(importlib.import_module(framework).__file__).parent / '.mim' / 'tools'
     config = write_tiny_config(tmp_path / 'tiny.py', base)
     (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'shapes').symlink_to(shapes)  # these tools do not move the data sets along with data_root
+    (tmp_path / 'data' / 'shapes').symlink_to(shapes)  # these tools do not move datasets along with data_root
     options = ['--cfg-options', 'train_dataloader.batch_size=2', *options]
     run_tool(tools / 'train.py', config, '--work-dir', 'run', *options, cwd=tmp_path)
     run_tool(tools / 'test.py', config, f'run/{checkpoint}', '--work-dir', 'test', *options, cwd=tmp_path)
@@ -316,7 +312,7 @@ def test_the_tools_of_the_frameworks_train_and_test_our_configs(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason='no real photographs beside the project')
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason='no real photographs next to the project')
 @pytest.mark.parametrize(
     'config, options',
     [
@@ -337,10 +333,10 @@ def test_the_tools_of_the_frameworks_train_and_test_our_configs(
     ids=['coco', 'ade'],
 )
 def test_unmodified_recipes_run_on_real_photographs(run_tool, tmp_path, config, options):
-    """Only the place of the data, the length and the batch are overridden."""
+    """Only the data root, the length and the batch size are overridden."""
     name, place = options[0].split('=')
     root = REAL_DATA / place
-    if config.startswith('detection'):  # all of it would take minutes
+    if config.startswith('detection'):  # all images would take minutes
         small = json.loads((root / 'annotations/instances_train2017.json').read_text())
         root = tmp_path / 'coco'
         (root / 'annotations').mkdir(parents=True)

@@ -1,24 +1,17 @@
-"""What is drawn is what the model computes: gates, context, gradients, and the figure around them."""
-
-import sys
-
 import cv2
 import matplotlib.image
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.reference import fill, image
-from helpers.repository import ROOT, load_tool
-from helpers.tiny_models import TINY, TWINS, tiny_config
+from helpers.tiny_models import TINY, TWINS, tiny_model
 from torch import nn
 from torch.testing import assert_close
 
-from mmcasvit import CASViT, get_model
+from mmcasvit import CASViT
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.visualization.feature_maps import (
-    _columns,
     activation_maps,
-    draw,
     half_radius,
     look_at,
     look_inside,
@@ -26,18 +19,7 @@ from mmcasvit.visualization.feature_maps import (
     recorded,
     stages_of,
 )
-
-
-def tiny_model(name, **backbone):
-    torch.manual_seed(0)
-    model = get_model(tiny_config(name, **backbone))
-    fill(model.backbone)
-    return model
-
-
-@pytest.fixture(scope='module')
-def picture(shapes):
-    return shapes / 'coco/val2017/000000000001.jpg'
+from mmcasvit.visualization.figure import columns_of, draw
 
 
 def test_gates_and_context_are_those_of_the_last_block():
@@ -77,25 +59,25 @@ def test_gates_and_context_are_those_of_the_last_block():
     ],
     ids=str,
 )
-def test_other_mixers_show_what_they_have(token_mixer, spatial, channel):
+def test_other_mixers_show_the_gates_they_have(token_mixer, spatial, channel):
     backbone = fill(CASViT(TINY, out_indices=(1, 2), token_mixer=token_mixer)).eval()
     stages = look_inside(backbone, torch.rand(1, 3, 64, 64))
     assert len(stages) == 3
     for stage in stages:
         assert (''.join(stage.spatial_gates), ''.join(stage.channel_gates)) == (spatial, channel)
         assert stage.context.shape == stage.output.shape
-    assert [title for title in _columns(stages) if 'gate' in title] == (
+    assert [title for title in columns_of(stages) if 'gate' in title] == (
         ['spatial gate of q', 'spatial gate of k'] if spatial else []
     ) + (['channel gates'] if channel else [])
 
 
-def test_a_receptive_field_is_what_moves_the_middle():
+def test_a_receptive_field_is_the_effect_on_the_center():
     backbone, x = fill(CASViT(TINY)).eval().double(), image(0, (1, 3, 64, 96))
     field = look_inside(backbone, x)[1].receptive_field
     output = backbone.network[:3]
     with torch.no_grad():
 
-        def middle(x):
+        def center(x):
             x = backbone.patch_embed(x)
             for layer in output:
                 x = layer(x)
@@ -106,7 +88,7 @@ def test_a_receptive_field_is_what_moves_the_middle():
         for channel in range(3):
             step = torch.zeros_like(x)
             step[0, channel, y, z] = 1e-5
-            wanted += ((middle(x + step) - middle(x - step)) / 2e-5).abs()
+            wanted += ((center(x + step) - center(x - step)) / 2e-5).abs()
     assert_close(field[y, z], wanted, rtol=1e-6, atol=1e-9)
 
 
@@ -124,7 +106,7 @@ def test_a_receptive_field_of_a_convolution_is_its_kernel(stride, size):
 
 def test_half_of_a_field_lies_within_its_half_radius():
     field = torch.zeros(65, 97)
-    row, column = 32, 48  # the middle of a map of stride 1
+    row, column = 32, 48  # the center of a map of stride 1
     field[row, column] = 2.0
     field[row, column + 7], field[row - 9, column] = 1.0, 3.0
     assert half_radius(field, 1) == 7
@@ -132,7 +114,7 @@ def test_half_of_a_field_lies_within_its_half_radius():
     assert half_radius(field, 1) == 0
     field[row, column] = 0.0
     assert half_radius(field, 1) == 9
-    # Of a map of stride 8 and 8x12 positions the middle one stands in the fifth row and the seventh column.
+    # The center of a map with stride 8 and 8x12 positions is in the fifth row and the seventh column.
     field = torch.zeros(64, 96)
     field[36:40, 52:56] = 1.0
     assert half_radius(field, 8) < 4
@@ -146,13 +128,13 @@ def test_activation_maps_of_a_score_whose_gradient_is_known():
     assert_close(found, sum(x[0, c] * weight[0, c].mean() for c in range(4)).clamp(min=0).detach())
 
 
-def test_an_activation_map_is_how_the_score_grows_with_the_features_of_a_place(picture):
-    """Scaling what stands at one position by a little more than 1 changes the score by that share of the map."""
+def test_an_activation_map_is_the_growth_of_the_score_with_the_features_of_a_position(image_file):
+    """Check that scaling the features of one position changes the score by that position of the map."""
     model = tiny_model('semantic_fpn').double()
-    sight = look_at(model, picture)
+    sight = look_at(model, image_file)
     label = model.dataset_meta['classes'].index(sight.category)
     data = model.data_preprocessor(
-        dict(inputs=[torch.from_numpy(cv2.imread(str(picture))).permute(2, 0, 1)], data_samples=None), False
+        dict(inputs=[torch.from_numpy(cv2.imread(str(image_file))).permute(2, 0, 1)], data_samples=None), False
     )
     with torch.no_grad():
         logits = model(data['inputs'], mode='tensor')[0]
@@ -175,7 +157,7 @@ def test_an_activation_map_is_how_the_score_grows_with_the_features_of_a_place(p
 
 
 @pytest.mark.parametrize('name', TWINS)
-def test_a_model_is_looked_at_and_drawn(name, picture, tmp_path):
+def test_feature_maps_of_a_model_are_recorded_and_drawn(name, image_file, tmp_path):
     model = tiny_model(name)
     with torch.no_grad():  # random heads find nothing
         if name == 'retinanet':
@@ -183,10 +165,10 @@ def test_a_model_is_looked_at_and_drawn(name, picture, tmp_path):
         elif name == 'mask_rcnn':
             model.roi_head.bbox_head.fc_cls.bias[2] += 5
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    sight = look_at(model, picture)
+    sight = look_at(model, image_file)
     assert sight.category in model.dataset_meta['classes']
     assert sight.image.shape == (64, 96, 3)
-    assert abs(sight.image.astype(int) - cv2.imread(str(picture))[..., ::-1]).max() <= 1
+    assert abs(sight.image.astype(int) - cv2.imread(str(image_file))[..., ::-1]).max() <= 1
     assert sight.prediction.shape == (64, 96, 3)
     for stage in sight.stages:
         assert stage.activation.shape == stage.output.shape[1:]
@@ -195,7 +177,7 @@ def test_a_model_is_looked_at_and_drawn(name, picture, tmp_path):
         assert sight.category == model.dataset_meta['classes'][2]
     assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
-    other = look_at(model, picture, method='Grad-CAM')
+    other = look_at(model, image_file, method='Grad-CAM')
     assert other.method == 'Grad-CAM'
     assert not torch.equal(other.stages[0].activation, sight.stages[0].activation)
     for suffix in ('.png', '.svg'):
@@ -216,75 +198,28 @@ def test_a_model_is_looked_at_and_drawn(name, picture, tmp_path):
         assert f'<!-- {words} -->' in text, words
 
 
-def test_where_nothing_is_found_there_is_no_activation_map(picture, tmp_path):
+def test_without_a_prediction_there_is_no_activation_map(image_file, tmp_path):
     model = tiny_model('mask_rcnn')
     with torch.no_grad():
         model.roi_head.bbox_head.fc_cls.bias[-1] += 50  # all background
-    sight = look_at(model, picture)
+    sight = look_at(model, image_file)
     assert sight.category == ''
-    assert not any('CAM' in title for title in _columns(sight.stages))
+    assert not any('CAM' in title for title in columns_of(sight.stages))
     draw(sight, tmp_path / 'seen.png')
     assert (tmp_path / 'seen.png').stat().st_size > 10000
 
 
-def test_wrong_models_and_classes_are_refused(picture):
+def test_wrong_models_and_classes_are_refused(image_file):
     model = tiny_model('semantic_fpn')
     with pytest.raises(UsageError, match=r"no class 'dog'\. Valid: sky, ground, disc"):
-        look_at(model, picture, 'dog')
+        look_at(model, image_file, 'dog')
     model.backbone = nn.Identity()
     with pytest.raises(UsageError, match='whose backbone is a CASViT'):
-        look_at(model, picture)
+        look_at(model, image_file)
 
 
-def test_hooks_go_when_the_model_fails():
+def test_hooks_are_removed_if_the_model_fails():
     module = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match='shapes'), recorded(dict(x=module)):
         module(torch.rand(1, 3))
     assert not module._forward_hooks
-
-
-@pytest.fixture
-def tool(monkeypatch, tmp_path):
-    """Runs tools/visualize.py in this process and in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    module = load_tool('visualize')
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['visualize.py', *map(str, args)])
-        module.main()
-
-    return run
-
-
-def test_the_tool_writes_a_figure(tool, picture, tmp_path, capsys):
-    cfg = tiny_config('semantic_fpn')
-    cfg.dump(tmp_path / 'tiny.py')
-    torch.save(dict(state_dict=tiny_model('semantic_fpn').state_dict()), tmp_path / 'tiny.pth')
-    tool(picture, 'tiny.py', 'tiny.pth', '--out', 'new/seen.jpg', '--category', 'sky', '--device', 'cpu')
-    printed = capsys.readouterr().out
-    assert 'new/seen.jpg: 4 stages, ' in printed
-    assert cv2.imread('new/seen.jpg').shape[1] > 1500
-
-
-@pytest.mark.parametrize(
-    'arguments, words',
-    [
-        (['none.jpg'], 'not found'),
-        (['.'], 'is a folder'),
-        (['bad.jpg'], 'cannot be read as an image'),
-        (['IMAGE', '--out', 'x.txt'], 'must end in .png'),
-        (['IMAGE', '--score-thr', '2'], 'between 0 and 1'),
-        (['IMAGE', '--out', 'bad.jpg/x.png'], 'bad.jpg is a file'),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_wrong_input_is_one_line(tool, picture, tmp_path, capsys, arguments, words):
-    (tmp_path / 'bad.jpg').write_bytes(b'bad')
-    first, *others = [picture if argument == 'IMAGE' else argument for argument in arguments]
-    with pytest.raises(SystemExit) as ended:
-        tool(first, ROOT / 'configs/segmentation' / f'{TWINS["semantic_fpn"]}.py', 'none.pth', *others)
-    assert ended.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith('error: ')
-    assert words in error[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['bad.jpg']

@@ -1,7 +1,11 @@
 import argparse
+import functools
+import http.server
 import pathlib
 import pickle
+import shutil
 import sys
+import threading
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from torch.testing import assert_close
 from mmcasvit import CASViT, WeightsError, load_pretrained
 from mmcasvit.apis.runner import prepare
 from mmcasvit.cli import add_common_arguments
-from mmcasvit.weights.checkpoint import read_checkpoint, write_checkpoint
+from mmcasvit.weights.checkpoint import read_ahead, read_checkpoint, write_checkpoint
 from mmcasvit.weights.names import count_classes, find_weights
 
 
@@ -33,7 +37,8 @@ def pretrained(path, arch='xs', **kwargs):
 @pytest.fixture
 def log(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmcasvit.weights.match.print_log', lambda text, **kwargs: lines.append(text))
+    for module in ('checkpoint', 'match'):
+        monkeypatch.setattr(f'mmcasvit.weights.{module}.print_log', lambda text, **kwargs: lines.append(text))
     return lines
 
 
@@ -45,7 +50,7 @@ def test_a_published_file_loads_whole_and_says_so(tmp_path, log):
             assert_close(value, weights[key])
     assert '515 of 535 tensors loaded' in log[0]
     assert "under 'model'" in log[0]
-    assert 'not in the file, kept as initialised: norm0.weight' in log[0]
+    assert 'not in the file, kept as initialized: norm0.weight' in log[0]
     assert 'classification head: norm.weight' in log[0]
     assert 'dist_head.bias' in log[0]
 
@@ -209,7 +214,7 @@ def test_safetensors_are_read_with_what_is_in_their_header(tmp_path):
     assert_close(content['state_dict'], weights, rtol=0, atol=0)
     load_pretrained(CASViT('xs'), tmp_path / 'x.safetensors')
     (tmp_path / 'bad.safetensors').write_bytes(b'bad')
-    with pytest.raises(WeightsError, match=r'bad\.safetensors is no safetensors file'):
+    with pytest.raises(WeightsError, match=r'bad\.safetensors is not a safetensors file'):
         read_checkpoint(tmp_path / 'bad.safetensors')
 
 
@@ -225,7 +230,7 @@ def test_safetensors_are_named_where_they_are_missing(tmp_path, monkeypatch):
 )
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / 'x.pth').write_bytes(content)
-    with pytest.raises(WeightsError, match=r'x\.pth is no checkpoint, or a damaged one'):
+    with pytest.raises(WeightsError, match=r'x\.pth is not a checkpoint, or is damaged'):
         read_checkpoint(tmp_path / 'x.pth')
 
 
@@ -251,3 +256,53 @@ def test_classes_are_counted_by_the_layer_that_tells_them_apart():
         ({'neck.fc.weight': torch.ones(3, 3), 'fc_cls.bias': torch.ones(3)}, None),
     ):
         assert count_classes(weights) == classes
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a server of the files below tmp_path/site."""
+    (tmp_path / 'site').mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / 'site')
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{running.server_port}'
+        running.shutdown()
+
+
+def test_addresses_that_end_alike_are_different_files(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    for name, value in (('a', 1.0), ('b', 2.0)):
+        (tmp_path / 'site' / name).mkdir()
+        save(tmp_path / 'site' / name, dict(state_dict=dict(x=torch.tensor(value))), 'epoch_1.pth')
+    for name, value in (('a', 1.0), ('b', 2.0), ('a', 1.0)):
+        assert read_checkpoint(f'{server}/{name}/epoch_1.pth')['state_dict']['x'] == value
+    shutil.rmtree(tmp_path / 'site' / 'a')
+    assert read_checkpoint(f'{server}/a/epoch_1.pth')['state_dict']['x'] == 1, 'it is downloaded once'
+    with pytest.raises(WeightsError, match=r'/a/epoch_2.pth could not be downloaded to .*404'):
+        read_checkpoint(f'{server}/a/epoch_2.pth')
+
+
+def test_an_address_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    with pytest.raises(WeightsError, match=r'http://127\.0\.0\.1:9/x\.pth could not be downloaded'):
+        read_checkpoint('http://127.0.0.1:9/x.pth')
+
+
+def test_a_file_that_was_read_ahead_is_not_read_again(tmp_path, monkeypatch):
+    path = save(tmp_path, dict(state_dict=dict(x=torch.ones(1))))
+    ahead = read_ahead(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, 'load', None)
+        assert read_checkpoint(path)['state_dict'] is ahead['state_dict']
+    assert read_checkpoint(path)['state_dict'] is not ahead['state_dict']
+    read_ahead(path)
+    save(tmp_path, dict(state_dict=dict(x=torch.zeros(7))))  # replaced in the meantime
+    assert read_checkpoint(path)['state_dict']['x'].tolist() == [0] * 7
+
+
+@pytest.mark.parametrize('meta', ['no json', '[' * 10**5])
+def test_metadata_of_safetensors_that_is_not_json_is_named(tmp_path, meta):
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file(dict(x=torch.ones(1)), tmp_path / 'x.safetensors', dict(meta=meta))
+    with pytest.raises(WeightsError, match=r'the metadata of .*x\.safetensors is not JSON'):
+        read_checkpoint(tmp_path / 'x.safetensors')

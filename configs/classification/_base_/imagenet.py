@@ -1,6 +1,7 @@
-# ImageNet-1K: train/ and val/ with a folder per class, or with lists in meta/train.txt and meta/val.txt.
+# ImageNet-1K: train/ and val/ with one folder per class, or with lists in meta/train.txt and meta/val.txt.
 data_root = 'data/imagenet/'
-train_pipeline = [  # what cannot be read is skipped, up to a limit, and reported
+# Unreadable files are skipped up to a limit, and reported.
+train_pipeline = [
     dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile')]),
     dict(type='mmcasvit.MultiScaleRandomResizedCrop', backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
@@ -27,7 +28,7 @@ train_dataloader = dict(
     persistent_workers=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
-    # Smaller images come in larger batches. The sizes are the multiples of 32 next to five even steps, and the base.
+    # Batches of smaller images are larger. The sizes are five even steps rounded to multiples of 32, and the base size.
     batch_sampler=dict(type='mmcasvit.MultiScaleBatchSampler', sizes=(160, 192, 224, 256, 288, 320), base_size=224),
     dataset=dict(
         type='mmcasvit.MultiScaleDataset',

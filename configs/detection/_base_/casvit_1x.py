@@ -1,4 +1,4 @@
-# The published COCO recipe, whatever the detector: 8 GPUs x 4 images, AdamW, mmdet's 1x schedule, no clipping.
+# The published COCO recipe of every detector: 8 GPUs x 4 images, AdamW, mmdet's 1x schedule, no gradient clipping.
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
 custom_imports = dict(imports=['mmcasvit'], allow_failed_imports=False)
 

@@ -1,4 +1,4 @@
-# Three times the 1x schedule, with the short side drawn from 480 to 800 pixels, as common for Mask R-CNN.
+# The 3x schedule with a random short side from 480 to 800 pixels, as is common for Mask R-CNN.
 ms_train_pipeline = [
     dict(
         type='mmcasvit.SkipUnreadable',

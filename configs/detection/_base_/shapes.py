@@ -1,5 +1,5 @@
-# What turns a COCO recipe into its small twin: the made-up scenes of tools/make_dataset.py at their own size, and a
-# schedule of minutes on two CPU cores. A twin takes each part by name, since two bases cannot set the same key.
+# What turns a COCO recipe into its small twin: the synthetic scenes of tools/make_dataset.py at their own size, and
+# a schedule of minutes on two CPU cores. Two bases cannot set the same key, so a twin copies the entries of `shapes`.
 shapes_root = 'data/shapes/coco/'
 shapes_metainfo = dict(
     classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
@@ -13,7 +13,7 @@ shapes_train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-shapes_resize = dict(type='Resize', scale_factor=1.0)  # notes the scale that the evaluation asks for
+shapes_resize = dict(type='Resize', scale_factor=1.0)  # sets scale_factor, which the evaluation reads
 shapes_test_pipeline = [
     dict(type='LoadImageFromFile'),
     shapes_resize,
@@ -45,15 +45,21 @@ shapes_tta_pipeline = [
         ],
     ),
 ]
-shapes_val_dataset = dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_test_pipeline)
+shapes_val_dataloader = dict(
+    batch_size=8, dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_test_pipeline)
+)
+shapes_val_evaluator = dict(ann_file=shapes_root + 'annotations/instances_val2017.json')
 shapes_epochs = 6
 shapes = dict(
+    data_root=shapes_root,
     train_dataloader=dict(
         batch_size=4, dataset=dict(data_root=shapes_root, metainfo=shapes_metainfo, pipeline=shapes_train_pipeline)
     ),
-    val_dataloader=dict(batch_size=8, dataset=shapes_val_dataset),
+    val_dataloader=shapes_val_dataloader,
+    test_dataloader=shapes_val_dataloader,
     tta_pipeline=shapes_tta_pipeline,
-    val_evaluator=dict(ann_file=shapes_root + 'annotations/instances_val2017.json'),
+    val_evaluator=shapes_val_evaluator,
+    test_evaluator=shapes_val_evaluator,
     optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
@@ -71,10 +77,4 @@ shapes = dict(
         logger=dict(interval=25), checkpoint=dict(interval=3), visualization=dict(interval=3, score_thr=0.3)
     ),
     auto_scale_lr=dict(base_batch_size=4),
-    custom_hooks=[
-        dict(type='mmcasvit.CheckWeightsHook'),
-        dict(type='mmcasvit.SkippedFilesHook'),
-        dict(type='mmcasvit.StopOnInvalidLossHook'),
-        dict(type='mmcasvit.ChannelsLastHook'),
-    ],
 )

@@ -1,8 +1,9 @@
-# 512x512 crops. At test time the short side becomes 512 and both sides multiples of 32, as published.
+# Training crops 512x512. Testing resizes the short side to 512 and both sides to multiples of 32, as published.
 dataset_type = 'ADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
-train_pipeline = [  # what cannot be read is skipped, up to a limit, and reported
+# Unreadable files are skipped up to a limit, and reported.
+train_pipeline = [
     dict(
         type='mmcasvit.SkipUnreadable',
         transforms=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)],
@@ -17,7 +18,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),
-    dict(type='LoadAnnotations', reduce_zero_label=True),  # behind the resizes: labels keep their own size
+    dict(type='LoadAnnotations', reduce_zero_label=True),  # after the resizes: labels keep their size
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(

@@ -1,5 +1,5 @@
-# What turns an ADE20K recipe into its small twin: the made-up scenes of tools/make_dataset.py at their own size, and
-# a schedule of minutes on two CPU cores. A twin takes each part by name, since two bases cannot set the same key.
+# What turns an ADE20K recipe into its small twin: the synthetic scenes of tools/make_dataset.py at their own size, and
+# a schedule of minutes on two CPU cores. Two bases cannot set the same key, so a twin copies the entries of `shapes`.
 shapes_root = 'data/shapes/ade'
 shapes_metainfo = dict(
     classes=('sky', 'ground', 'disc', 'square', 'triangle', 'star', 'cross', 'ring'),
@@ -29,9 +29,13 @@ shapes_test_pipeline = [
 ]
 shapes_dataset = dict(type='BaseSegDataset', data_root=shapes_root, metainfo=shapes_metainfo, reduce_zero_label=True)
 shapes_iterations = 600
+shapes_val_dataloader = dict(batch_size=1, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_test_pipeline))
 shapes = dict(
+    data_root=shapes_root,
+    test_pipeline=shapes_test_pipeline,  # inference_model reads this one
     train_dataloader=dict(batch_size=8, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_train_pipeline)),
-    val_dataloader=dict(batch_size=1, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_test_pipeline)),
+    val_dataloader=shapes_val_dataloader,
+    test_dataloader=shapes_val_dataloader,
     optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
@@ -40,10 +44,4 @@ shapes = dict(
     train_cfg=dict(max_iters=shapes_iterations, val_interval=200),
     default_hooks=dict(logger=dict(interval=25), checkpoint=dict(interval=200), visualization=dict(interval=10)),
     auto_scale_lr=dict(base_batch_size=8),
-    custom_hooks=[
-        dict(type='mmcasvit.CheckWeightsHook'),
-        dict(type='mmcasvit.SkippedFilesHook'),
-        dict(type='mmcasvit.StopOnInvalidLossHook'),
-        dict(type='mmcasvit.ChannelsLastHook'),
-    ],
 )

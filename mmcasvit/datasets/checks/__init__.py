@@ -1,1 +1,1 @@
-"""Checks of the data of a config before a run: every image, mask and annotation is read."""
+"""Checks of the datasets of a config before a run. They read every image, mask, and annotation."""

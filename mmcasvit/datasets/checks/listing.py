@@ -1,4 +1,4 @@
-"""The data sets of a config and the samples that they list."""
+"""The datasets of a config, and the images that they list."""
 
 import json
 import os
@@ -20,47 +20,45 @@ from mmcasvit.datasets.config import (
 )
 from mmcasvit.utils.errors import UsageError
 
-from .problems import DataSet, Sample
+from .problems import CheckedDataset, Sample
 
 
-def load_splits(cfg: Config, splits: list[str], limit: int | None = None) -> dict[str, list[DataSet]]:
-    """Lists the images of each split's data sets; those of wrappers are looked at one by one.
+def load_datasets(cfg: Config, splits: list[str], limit: int | None = None) -> list[CheckedDataset]:
+    """Load the lists of images and annotations of some splits, with the problems found while reading them.
 
-    A split whose data sets are those of an earlier one is left out.
+    Datasets inside wrappers are loaded separately. A split with the same datasets as an earlier one is skipped.
 
     Args:
-        cfg: a whole config.
-        splits: of ``'train'``, ``'val'`` and ``'test'``.
-        limit: take only so many images of each data set.
+        cfg: Complete config.
+        splits: Some of ``'train'``, ``'val'``, and ``'test'``.
+        limit: Maximum number of images of each dataset.
 
     Raises:
-        UsageError: a split has no data, or a data set cannot be built.
+        UsageError: If the config has no data for the splits, or data that is not on a local disk.
     """
     init_default_scope(cfg.default_scope)
-    found, seen = {}, []
+    found, seen = [], []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if not loader:
             continue
-        leaves_of_split = list(named_leaf_datasets(loader.dataset, f'{split}_dataloader.dataset'))
-        places = [
-            {key: leaf.get(key) for key in ('type', 'data_root', 'ann_file', 'data_prefix')}
-            for _, leaf in leaves_of_split
-        ]
+        named = list(named_leaf_datasets(loader.dataset, f'{split}_dataloader.dataset'))
+        places = [{key: leaf.get(key) for key in ('type', 'data_root', 'ann_file', 'data_prefix')} for _, leaf in named]
         if places in seen:
             continue
         seen.append(places)
-        found[split] = [_load(name, leaf, cfg.default_scope, limit) for name, leaf in leaves_of_split]
+        found += [_load(split, name, leaf, cfg.default_scope, limit) for name, leaf in named]
     if not found:
         raise UsageError(f'the config has no data for {", ".join(splits)}.')
     return found
 
 
-def _load(name: str, config: ConfigDict, scope: str, limit: int | None) -> DataSet:
+def _load(split: str, name: str, config: ConfigDict, scope: str, limit: int | None) -> CheckedDataset:
     if config.get('backend_args'):
-        raise UsageError(f'{name}: only data on a local disk can be checked, and it has backend_args.')
+        raise UsageError(f'{name} has backend_args, but only data on a local disk can be checked.')
     kind = dataset_type(config, scope)
-    data = DataSet(
+    data = CheckedDataset(
+        split,
         name,
         config,
         reads_annotations_as(kind, scope),
@@ -73,7 +71,7 @@ def _load(name: str, config: ConfigDict, scope: str, limit: int | None) -> DataS
     return data
 
 
-def _list_coco(data: DataSet, kind: type) -> None:
+def _list_coco(data: CheckedDataset, kind: type) -> None:
     try:
         content = json.loads(Path(data.annotation_file).read_bytes())
     except (OSError, ValueError) as error:
@@ -84,24 +82,24 @@ def _list_coco(data: DataSet, kind: type) -> None:
             data.add('bad_file', data.annotation_file, f'it has no list of {key}')
             return
     if not all(isinstance(category, dict) and {'id', 'name'} <= category.keys() for category in content['categories']):
-        data.add('bad_file', data.annotation_file, 'a category has no id or no name')
+        data.add('bad_file', data.annotation_file, 'a category lacks its id or name')
         return
     data.content = content
     folder = folder_of(data.config, 'img')
     for index, image in enumerate(content['images']):
         where = f'images[{index}]'
         if not is_image(image):
-            data.add('malformed', where, 'an image needs id, file_name, width and height', image_index=index)
+            data.add('malformed', where, 'an image needs id, file_name, width, and height', image_index=index)
             continue
         path = os.path.join(folder, image['file_name'])
         size = image.get('width'), image.get('height')
-        if not all(isinstance(side, int) and side > 0 for side in size):
-            data.add('malformed', path, f'width and height are {size}', image_index=index)
-            size = None
-        data.samples.append(Sample(path, size=size, index=index))
+        sized = all(isinstance(side, int) and side > 0 for side in size)
+        if not sized:
+            data.add('malformed', path, f'width and height are {size}, expected positive integers', image_index=index)
+        data.samples.append(Sample(path, size=size if sized else None, index=index))
 
 
-def _list_masks(data: DataSet, kind: type) -> None:
+def _list_masks(data: CheckedDataset, kind: type) -> None:
     images, masks = folder_of(data.config, 'img_path'), folder_of(data.config, 'seg_map_path')
     image_suffix = data.config.get('img_suffix') or default_of(kind, 'img_suffix')
     mask_suffix = data.config.get('seg_map_suffix') or default_of(kind, 'seg_map_suffix')
@@ -117,7 +115,7 @@ def _list_masks(data: DataSet, kind: type) -> None:
         for name in sorted(orphans):
             data.add('mask_without_image', os.path.join(masks, name + mask_suffix), f'no {name}{image_suffix}')
     else:
-        data.add('bad_file', images, 'there is no such folder')
+        data.add('bad_file', images, 'no such folder')
         return
     for name, count in Counter(names).items():
         if count > 1:
@@ -130,12 +128,12 @@ def _list_masks(data: DataSet, kind: type) -> None:
         data.add('no_instances', images, f'no image with the suffix {image_suffix}')
 
 
-def _list_images(data: DataSet, kind: type) -> None:
+def _list_images(data: CheckedDataset, kind: type) -> None:
     config = ConfigDict(data.config, pipeline=[], lazy_init=False)
     try:
         built = DATASETS.build(config)
         infos = [built.get_data_info(index) for index in range(len(built))]
-    except Exception as error:  # whatever a data set raises that does not find its files as it expects them
+    except Exception as error:  # datasets raise anything if their files are not as expected
         data.add('bad_file', data.annotation_file or data.name, f'{type(error).__name__}: {error}')
         return
     data.samples = [

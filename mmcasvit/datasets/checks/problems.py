@@ -1,39 +1,40 @@
-"""What can be wrong with data, and what is known of a data set while it is checked."""
+"""The kinds of problems that the checks find, and the datasets that they find them in."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from mmengine.config import ConfigDict
 
 from mmcasvit.datasets.config import folder_of
+from mmcasvit.datasets.folders import is_outside
 
-# What can be wrong, in the order of the report.
+# What the report calls each kind of problem, in the order of the report.
 KINDS = dict(
-    bad_file='annotation files that are not what the data set reads',
-    no_instances='data sets without an image or an instance',
-    class_missing='classes of the config that the annotation file lacks',
-    class_order='annotation files whose categories stand in another order than the classes of the config',
-    duplicate_image_id='images with the id of another one',
+    bad_file='unreadable or invalid annotation files',
+    no_instances='datasets without images or instances',
+    class_missing='classes of the config that are missing from the annotation file',
+    class_order='annotation files whose categories are not in the order of the classes of the config',
+    duplicate_image_id='images that share an id',
     duplicate_file='images listed more than once',
-    duplicate_annotation_id='annotations with the id of another one',
-    malformed='entries that lack a field or have one of another type',
-    path_outside="files outside of the data set's folders",
-    missing_image='images that are not there',
-    unreadable_image='images that cannot be read to their end',
-    wrong_size='images of another size than recorded',
-    no_such_image='annotations of an image that is not listed',
-    unknown_category='annotations of a category that is not listed',
-    empty_box='boxes without an area of at least one pixel',
-    box_outside='boxes that leave their image',
-    broken_polygon='outlines that enclose nothing or have corners that are no numbers',
-    broken_rle='run-length codes that do not fit their image',
-    no_outline='annotations without an outline, where the config asks for masks',
-    missing_mask='masks that are not there',
-    unreadable_mask='masks that cannot be read to their end',
-    mask_size='masks of another size than their image',
-    mask_format='masks that are no single channel of integers',
+    duplicate_annotation_id='annotations with the id of an earlier one',
+    malformed='entries with missing or invalid fields',
+    path_outside='files outside the folders of the dataset',
+    missing_image='missing images',
+    unreadable_image='unreadable or truncated images',
+    wrong_size='images whose size differs from the recorded size',
+    no_such_image='annotations of images that are not listed',
+    unknown_category='annotations of categories that are not listed',
+    empty_box='boxes smaller than one pixel',
+    box_outside='boxes that extend beyond their image',
+    broken_polygon='invalid polygons',
+    broken_rle='run-length encodings that do not fit their image',
+    no_outline='annotations without a segmentation, which the config needs',
+    missing_mask='missing masks',
+    unreadable_mask='unreadable or truncated masks',
+    mask_size='masks whose size differs from that of their image',
+    mask_format='masks that are not a single channel of integers',
     mask_labels='masks with labels out of range',
-    mask_without_image='masks that belong to no image',
-    overlap='images that the training split shares with another one',
+    mask_without_image='masks without an image',
+    overlap='training images that are also in another split',
 )
 
 
@@ -42,13 +43,13 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: of :data:`KINDS`.
-        where: the file, and the id of the annotation if there is one.
-        detail: what was found, and what was expected.
-        image: the file to draw, if there is one.
-        box: ``(x, y, w, h)`` in pixels, to draw on it.
-        mask: the index mask, to draw on it.
-        image_index, annotation_index: positions in the lists of the annotation file, for :func:`cleaned_coco`.
+        kind: Key of :data:`KINDS`.
+        where: File, and the id of the annotation if there is one.
+        detail: What was found, and what was expected.
+        image: Image to draw as an example, or ``''``.
+        box: Box ``(x, y, w, h)`` in pixels to draw on it.
+        mask: Index mask to draw on it, or ``''``.
+        image_index, annotation_index: Positions in the lists of the annotation file.
     """
 
     kind: str
@@ -63,7 +64,14 @@ class Problem:
 
 @dataclass
 class Sample:
-    """An image of a data set, with its mask if it has one, and the ``(width, height)`` that is recorded for it."""
+    """Image of a dataset.
+
+    Attributes:
+        image: Path of the image.
+        mask: Path of its index mask, or ``''``.
+        size: Recorded ``(width, height)`` in pixels, if any.
+        index: Position in the list of images.
+    """
 
     image: str
     mask: str = ''
@@ -72,19 +80,20 @@ class Sample:
 
 
 @dataclass
-class DataSet:
-    """One data set of a config, as the checks see it.
+class CheckedDataset:
+    """Dataset of a config with the problems found in it.
 
     Attributes:
-        name: what ``--cfg-options`` calls it.
-        reads: how its annotations are read: ``'coco'``, ``'masks'`` or ``'images'`` (of another kind: only its images
-            are checked).
-        classes: the names of the classes, in the order of the labels.
-        samples: every image.
-        content: the annotation file of a COCO data set.
-        problems: what was found while the lists were read, and is found by the checks later.
+        split: ``'train'``, ``'val'``, or ``'test'``.
+        name: Name by which ``--cfg-options`` reaches the dataset.
+        reads: Kind of its annotations: ``'coco'``, ``'masks'``, or ``'images'`` for any other, of which only the
+            images are checked.
+        classes: Names of the classes in the order of the labels.
+        folders: Folders that its files must be in, or an empty list if they may be anywhere.
+        content: Content of the annotation file of a COCO dataset.
     """
 
+    split: str
     name: str
     config: ConfigDict
     reads: str
@@ -97,26 +106,15 @@ class DataSet:
 
     @property
     def needs_masks(self) -> bool:
-        return "'with_mask': True" in repr(self.config.get('pipeline'))  # wherever it is nested
+        return "'with_mask': True" in repr(self.config.get('pipeline'))  # however deeply it is nested
 
     @property
     def source(self) -> str:
         """The annotation file, or the folder of the images."""
         return self.annotation_file or folder_of(self.config, 'img_path')
 
+    def is_outside(self, path: str) -> bool:
+        return bool(self.folders) and is_outside(self.folders, path)
+
     def add(self, kind: str, where: str, detail: str, **rest) -> None:
         self.problems.append(Problem(kind, where, detail, **rest))
-
-
-def as_json(splits: dict[str, list[DataSet]]) -> dict:
-    """Everything that was found, for programs."""
-    return {
-        data.name: dict(
-            split=split,
-            images=len(data.samples),
-            checked=data.reads,
-            problems=[asdict(problem) for problem in data.problems],
-        )
-        for split, group in splits.items()
-        for data in group
-    }

@@ -7,7 +7,26 @@ from mmcasvit.models.load_checks import watch
 from mmcasvit.models.wrappers import unwrap, whole_state_dict
 from mmcasvit.registry import HOOKS
 from mmcasvit.utils.errors import WeightsError
+from mmcasvit.weights.checkpoint import forget_config
 from mmcasvit.weights.match import fit
+
+# Settings that tell optimizers apart, whatever other settings the versions of PyTorch know.
+_OF_ONE_OPTIMIZER = {'betas', 'momentum', 'nesterov', 'rho', 'alpha', 'lambd', 'etas', 'lr_decay'}
+
+
+def _check_optimizer(runner: Runner, checkpoint: dict) -> None:
+    """Check that the state in a checkpoint is of the optimizer of the run; PyTorch would fail in the first step."""
+    optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+    groups = (checkpoint.get('optimizer') or {}).get('param_groups')
+    if optimizer is None or not groups:
+        return
+    wanted, found = _OF_ONE_OPTIMIZER & optimizer.defaults.keys(), _OF_ONE_OPTIMIZER & groups[0].keys()
+    if wanted != found:
+        raise WeightsError(
+            f'the checkpoint was trained with another optimizer: {type(optimizer).__name__} has '
+            f'{", ".join(sorted(wanted))}, and the checkpoint {", ".join(sorted(found)) or "none of these"}. Give the '
+            'config that it was trained with, or start a new run from it: load_from=FILE.'
+        )
 
 
 @HOOKS.register_module()
@@ -30,6 +49,9 @@ class CheckWeightsHook(Hook):
                 'the checkpoint holds weights, but no state of a training run that could be resumed. '
                 'Start a new run from it: load_from=FILE.'
             )
+        forget_config(checkpoint)
+        if runner._resume:
+            _check_optimizer(runner, checkpoint)
         watch(unwrap(runner.model))
         found = fit(checkpoint, whole_state_dict(runner.model))
         if found.container != 'state_dict' or found.weights.keys() != checkpoint['state_dict'].keys():

@@ -14,10 +14,10 @@ from mmcasvit.registry import HOOKS
 
 @HOOKS.register_module()
 class DeployHook(Hook):
-    """Evaluates with the deploy form of the model.
+    """Hook that tests with the deploy form of the model.
 
-    It is made when testing begins, of the weights that are tested: those of a checkpoint, or their moving average where
-    another hook puts it in place.
+    The deploy form is made when testing begins, from the weights under test: those of a checkpoint, or their moving
+    average if another hook puts it in place.
     """
 
     priority = 'LOWEST'

@@ -12,7 +12,7 @@ from mmcasvit.registry import HOOKS
 
 
 def _single_datasets(dataset) -> Iterator[BaseDataset]:
-    """The data sets inside wrappers, once they are built."""
+    """Yield the data sets inside wrappers, once they are built."""
     inner = getattr(dataset, 'datasets', None) or [part for part in [getattr(dataset, 'dataset', None)] if part]
     for part in inner:
         yield from _single_datasets(part)
@@ -22,10 +22,10 @@ def _single_datasets(dataset) -> Iterator[BaseDataset]:
 
 @HOOKS.register_module()
 class SkippedFilesHook(Hook):
-    """Says at the end of an epoch, before an evaluation and at the end how many training images were skipped so far.
+    """Hook that reports how many training images were skipped so far: after an epoch, before an evaluation, at the end.
 
-    The list is kept in ``skipped_images.txt`` of the folder of the logs, with the reasons. Runs whose pipelines have
-    no :class:`SkipUnreadable` are left alone.
+    The list, with the reasons, is in ``skipped_images.txt`` in the folder of the logs. Runs whose pipelines have no
+    :class:`~mmcasvit.datasets.unreadable.SkipUnreadable` are left alone.
     """
 
     def __init__(self):
@@ -44,14 +44,14 @@ class SkippedFilesHook(Hook):
         file = Path(runner.log_dir, f'skipped_images{suffix}.txt')
         file.write_text(''.join(f'{name}: {reason}\n' for name, reason in skipped.items()))
         runner.logger.warning(
-            f'{len(skipped)} training images were skipped so far, since they could not be read: {file}'
+            f'{len(skipped)} training images were skipped so far, because they could not be read: {file}'
         )
 
     def after_train_epoch(self, runner: Runner) -> None:
         self._report(runner)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        if isinstance(runner._train_loop, BaseLoop):  # else it is an evaluation alone
+        if isinstance(runner._train_loop, BaseLoop):  # otherwise there is no training
             self._report(runner)
 
     def after_train(self, runner: Runner) -> None:

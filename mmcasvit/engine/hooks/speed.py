@@ -12,17 +12,16 @@ from mmcasvit.registry import HOOKS
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Keeps the model's convolutions, and so the maps between them, in PyTorch's channels_last memory format.
+    """Hook that keeps the convolutions of a model, and the feature maps between them, in the channels_last format.
 
-    The numbers stay the same up to rounding; on many processors the step gets faster. mmcv's own operators, such as
-    RoIAlign, read such a map in the wrong order without a word (open-mmlab/mmcv#2203), so they are given contiguous
-    ones.
+    The results stay the same up to rounding, and on many processors a step gets faster. mmcv's own operators, such as
+    RoIAlign, silently read such a map in the wrong order (open-mmlab/mmcv#2203), so they get contiguous ones.
     """
 
     def __init__(self):
         self._converted = None
 
-    # Not before_run: weights are initialized after it, and random ones would be another draw in another format.
+    # Not in before_run: random weights are drawn after it, and in another format they would be others.
     def before_train(self, runner: Runner) -> None:
         if self._converted is not runner.model:
             to_channels_last(runner.model)
@@ -33,22 +32,22 @@ class ChannelsLastHook(Hook):
 
 @HOOKS.register_module()
 class CompileHook(Hook):
-    """Compiles backbone and neck for training and testing with ``torch.compile``.
+    """Hook that compiles backbone and neck for training and testing with ``torch.compile``.
 
-    mmengine's own switch, ``compile=True``, compiles the whole training step. In detectors, whose heads hold much that
-    cannot be traced, that ends in a hundred small pieces and minutes of waiting for each. The parts compiled here hold
-    nearly all of the arithmetic, and the names in checkpoints stay.
+    mmengine's own switch, ``compile=True``, compiles the whole training step. The heads of detectors cannot be traced
+    as a whole, so that this ends in about a hundred small graphs and minutes of compilation. The parts compiled here
+    do nearly all of the arithmetic, and the names in checkpoints stay the same.
 
     Args:
-        parts: attributes of the model.
-        **options: of ``torch.compile``, such as ``dynamic`` or ``mode``.
+        parts: Attributes of the model.
+        **options: Arguments of ``torch.compile``, such as ``dynamic`` or ``mode``.
     """
 
     def __init__(self, parts: Sequence[str] = ('backbone', 'neck'), **options):
         self.parts, self.options = tuple(parts), options
 
     def before_run(self, runner: Runner) -> None:
-        """Raises AttributeError where the model lacks all of the parts."""
+        """Raise AttributeError if the model has none of the parts."""
         model = unwrap(runner.model)
         parts = [getattr(model, name) for name in self.parts if getattr(model, name, None) is not None]
         if not parts:

@@ -1,0 +1,83 @@
+"""Text of a comparison: the settings in words and the table."""
+
+from collections.abc import Mapping, Sequence
+
+from mmcasvit.utils.tables import count_of, markdown, three_digits
+from mmcasvit.utils.timing import Spread
+
+from .comparison import Plan
+
+
+def settings_in_words(constant: Mapping[str, object]) -> str:
+    """Describe the settings that all rows share."""
+    words = dict(threads=lambda number: count_of(number, 'thread'), batch='batch {}'.format, size='{} pixels'.format)
+    return ', '.join(words.get(name, str)(value) for name, value in constant.items())
+
+
+def rates_in_words(rows: Sequence[dict]) -> str:
+    """Describe the measured limits of the machine."""
+    found = {}
+    for row in rows:
+        where = f'{row["precision"]}, {row["device"]}, {count_of(row["threads"], "thread")}'
+        found[where] = (row['macs'] / row['matmul_ms'] / 1e6, row['traffic'] / row['copy_ms'] / 1e6)
+    return '; '.join(f'{macs:.0f} GMAC/s and {rate:.1f} GB/s ({where})' for where, (macs, rate) in found.items())
+
+
+def table_row(row: dict, varying: Sequence[str], baseline: str) -> dict[str, object]:
+    """Format a row for people, beginning with the fields that vary."""
+
+    def limit(milliseconds: float, share: Spread) -> str:
+        return f'{three_digits(milliseconds)} ({100 * share.median:.0f}%)'
+
+    seconds = row['seconds']
+    return {
+        **{name: row[name] for name in varying},
+        'params, M': f'{row["params"] / 1e6:.2f}',
+        'GMACs': row['macs'] / 1e9,
+        'ms': seconds.median * 1000,
+        'quartiles': f'{three_digits(seconds.low * 1000)} to {three_digits(seconds.high * 1000)}',
+        'images/s': row['images_per_second'],
+        f'speed-up over {baseline}': None if row['speedup'] is None else f'{row["speedup"].median:.2f}',
+        'matmul limit, ms (reached)': limit(row['matmul_ms'], row['matmul_reached']),
+        'memory limit, ms (reached)': limit(row['copy_ms'], row['copy_reached']),
+        'peak MiB': None if row['peak_bytes'] is None else round(row['peak_bytes'] / 2**20),
+    }
+
+
+def comparison_text(
+    rows: Sequence[dict],
+    constant: Mapping[str, object],
+    varying: Sequence[str],
+    baseline: Mapping[str, object],
+    plan: Plan,
+    machine: str,
+    left_out: Sequence[str],
+) -> str:
+    """Return the table of a comparison, with the settings above it and remarks below it.
+
+    Args:
+        rows: Rows of :func:`.comparison.measure`.
+        constant, varying: Fields that all rows share, and the other fields, which become the first columns.
+        baseline: Fields in which the baseline of a row differs from the row.
+        plan: How the rows were measured.
+        machine: Description of the machine.
+        left_out: Lines about variants that were not measured.
+    """
+    name = ', '.join('x'.join(map(str, x)) if isinstance(x, tuple) else str(x) for x in baseline.values())
+    columns = [*varying, *(field for field in ('library', 'outputs') if len({row[field] for row in rows}) > 1)]
+    lines = [
+        f'{settings_in_words(constant)}; {plan} on {machine}. Limits in the same rounds: {rates_in_words(rows)}.',
+        '',
+        markdown([table_row(row, columns, name) for row in rows]),
+    ]
+    changed = [
+        row for row in rows if row['deviation'] is not None and (row['form'], row['precision']) != ('eager', 'fp32')
+    ]
+    if changed:
+        worst = max(changed, key=lambda row: row['deviation'])
+        lines += [
+            '',
+            f'Outputs differ from those of the eager fp32 model by {worst["deviation"]:.1g} at most '
+            f'(relative, {worst["model"]} {worst["form"]} {worst["precision"]}).',
+        ]
+    return '\n'.join([*lines, *(f'\nleft out: {line}' for line in left_out)])

@@ -1,0 +1,56 @@
+"""Checks before a run: missing data are named together with the way to get them."""
+
+import pytest
+from helpers.repository import ROOT
+from mmengine.config import Config
+
+from mmcasvit.apis.preflight import check_data, check_launcher, check_schedule
+from mmcasvit.utils.errors import UsageError
+
+
+def test_missing_images_are_named_with_the_way_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    dataset = Config.fromfile(ROOT / 'configs/classification/_base_/imagenet.py').train_dataloader.dataset
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))
+    for missing in ('data/imagenet', 'data/imagenet/train'):
+        words = rf'train split not found: {tmp_path}/{missing}\. .*image-net\.org.*data_root=DIR'
+        with pytest.raises(UsageError, match=words):
+            check_data(cfg, 'train')
+        (tmp_path / missing).mkdir(parents=True)
+    check_data(cfg, 'train')
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(train_cfg=dict(max_epochs=0)), r'max_epochs must be an integer of at least 1, got 0'),
+        (dict(train_cfg=dict(max_iters='9')), r"max_iters must be an integer of at least 1, got '9'"),
+        (dict(train_cfg=dict(val_interval=0)), r'val_interval must be'),
+        (dict(randomness=dict(seed=-1)), r'seed must be an integer from 0 to .*, got -1'),
+        (
+            dict(default_hooks=dict(checkpoint=dict(save_best='coco/bbox_mAP_5'))),
+            r"save_best is 'coco/bbox_mAP_5', which CocoMetric does not measure. Did you mean 'coco/bbox_mAP_50'\?",
+        ),
+        (dict(default_hooks=dict(checkpoint=dict(save_best=['auto', 'mIoU']))), r"save_best is 'mIoU'"),
+    ],
+)
+def test_what_would_stop_a_run_late_stops_it_early(change, words):
+    cfg = Config.fromfile(ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py')
+    check_schedule(cfg)
+    cfg.merge_from_dict(change)
+    with pytest.raises(UsageError, match=words):
+        check_schedule(cfg)
+
+
+@pytest.mark.parametrize('config', sorted((ROOT / 'configs').glob('*/*.py')), ids=lambda path: path.stem)
+def test_every_config_passes(config):
+    check_schedule(Config.fromfile(config))
+
+
+@pytest.mark.parametrize('launcher, how', dict(pytorch='torchrun', slurm='srun', mpi='mpirun').items())
+def test_a_launcher_that_did_not_launch_is_named(monkeypatch, launcher, how):
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match=f'--launcher {launcher}: .* not set.*{how}'):
+        check_launcher(launcher)
+    check_launcher('none')

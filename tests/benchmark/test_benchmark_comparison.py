@@ -1,0 +1,46 @@
+from torch.testing import assert_close
+
+from mmcasvit.benchmark.comparison import copy_key, matmul_key, rows_of
+from mmcasvit.benchmark.counts import Cost
+from mmcasvit.benchmark.memory import Memory
+from mmcasvit.benchmark.summary import table_row
+from mmcasvit.benchmark.variants import Variant
+from mmcasvit.utils.tables import markdown, split_constant
+
+SAMPLES = {
+    Variant('xs'): [0.2, 0.4, 0.2],
+    Variant('xs', form='deploy'): [0.1, 0.2, 0.1],
+    Variant('m', form='deploy'): [0.4, 0.8, 0.4],
+}
+
+
+def rows_of_samples(baseline):
+    variant = Variant('xs')
+    rates = {matmul_key(variant): [100.0, 50.0, 100.0], copy_key(variant): [8.0, 4.0, 8.0]}
+    costs = {variant: Cost(params=7, macs=5, traffic=1) for variant in SAMPLES}
+    memory = {Variant('xs'): Memory(weights=3, above=4), Variant('xs', form='deploy'): None}
+    return rows_of(SAMPLES, rates, costs, memory, {}, baseline)
+
+
+def test_rows_follow_from_the_samples():
+    eager, deploy, other = rows_of_samples(dict(form='eager'))
+    assert (eager['speedup'].median, deploy['speedup'].median, other['speedup']) == (1.0, 2.0, None)
+    assert deploy['images_per_second'] == 10.0
+    # 5 multiply-adds at 100 per second take 50 ms. In the slow round, the rate of the machine is half as high too.
+    assert_close(deploy['matmul_ms'], 50.0)
+    assert_close(deploy['matmul_reached'].median, 0.5)
+    assert_close(deploy['matmul_reached'].high, 0.5)
+    assert_close(deploy['copy_reached'].median, 1.25)
+    assert deploy['bound_ms'] == deploy['copy_ms'] == 125.0
+    assert (eager['peak_bytes'], deploy['peak_bytes'], other['peak_bytes']) == (7, None, None)
+    assert [row['speedup'].median for row in rows_of_samples(dict(model='xs', form='deploy'))] == [0.5, 1.0, 0.25]
+
+
+def test_the_table_shows_what_varies():
+    rows = rows_of_samples(dict(form='eager'))
+    constant, varying = split_constant(rows, ['model', 'form', 'size'])
+    assert (constant, varying) == ({'size': '512x512'}, ['model', 'form'])
+    lines = markdown([table_row(row, varying, 'eager') for row in rows]).splitlines()
+    assert lines[0].startswith('| model | form | params, M | GMACs | ms | quartiles | images/s | speed-up over eager |')
+    assert lines[3] == '| xs | deploy | 0.00 | 5e-09 | 100 | 100 to 150 | 10 | 2.00 | 50 (50%) | 125 (125%) | - |'
+    assert len(lines) == 2 + len(rows)

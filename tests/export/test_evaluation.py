@@ -1,0 +1,87 @@
+"""An exported model in place of the PyTorch model, and the pipeline that fits images to it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_models import export, tiny
+
+from mmcasvit.apis.config import get_config
+from mmcasvit.export.comparison import Difference, synthetic_images
+from mmcasvit.export.evaluation import ResizeInto, fitted_pipeline, substitute
+from mmcasvit.export.formats import load_exported
+from mmcasvit.export.signature import Signature
+from mmcasvit.utils.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    'twin, options',
+    [
+        ('mask_rcnn', {}),
+        ('mask_rcnn', dict(pixels='bgr')),
+        ('semantic_fpn', {}),
+        ('semantic_fpn', dict(argmax=True)),
+        ('retinanet', dict(what='backbone')),
+    ],
+)
+def test_an_exported_model_takes_the_place_of_its_model(twin, options, tmp_path):
+    """Images are resized and padded to the fixed size, as in an evaluation."""
+    model = tiny(twin)
+    what = 'segmentor' if 'fpn' in twin else 'detector'
+    path = export(model, tmp_path / 'model.pt', **{'what': what, 'size': (64, 96), **options})
+    substituted = substitute(model, load_exported(path))
+    data = dict(inputs=[torch.from_numpy(image).permute(2, 0, 1) for image in synthetic_images(2, (64, 96))])
+    if what == 'detector':
+        from mmdet.structures import DetDataSample as Sample
+    else:
+        from mmseg.structures import SegDataSample as Sample
+
+    def predictions(model):
+        meta = dict(img_shape=(64, 96), ori_shape=(128, 192), scale_factor=(0.5, 0.5))
+        return model.test_step({**data, 'data_samples': [Sample(metainfo=meta) for _ in data['inputs']]})
+
+    for found, wanted in zip(predictions(substituted), predictions(model)):
+        if what == 'segmentor':
+            share = (found.pred_sem_seg.data == wanted.pred_sem_seg.data).float().mean()
+            assert share > (0.9 if options else 0.999)  # classes are upsampled, not logits
+            continue
+        found, wanted = found.pred_instances, wanted.pred_instances
+        assert len(found) == len(wanted) > 0
+        torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
+        difference = Difference()
+        difference.add(
+            *({('boxes' if key == 'bboxes' else key): value for key, value in one.items()} for one in (found, wanted)),
+            diagonal=100,
+        )
+        assert difference.largest < 1e-3, difference
+
+
+def test_a_file_of_another_kind_is_not_substituted():
+    other = SimpleNamespace(signature=Signature('pt2', 'segmentor', (64, 96)), path='x.pt2')
+    with pytest.raises(UsageError, match='holds a segmentor'):
+        substitute(tiny('retinanet'), other)
+
+
+def test_a_pipeline_is_fitted_to_a_fixed_size():
+    pipeline = get_config('retinanet_casvit-xs_fpn_1x_coco').test_dataloader.dataset.pipeline
+    fixed = fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480)))
+    assert [step for step in fixed if 'Resize' in step['type']] == [dict(type='mmcasvit.ResizeInto', size=(320, 480))]
+    without = [step for step in pipeline if 'Resize' not in step['type']]
+    assert fitted_pipeline(without, Signature('onnx', 'detector', (320, 480)))[1]['type'] == 'mmcasvit.ResizeInto'
+    assert fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480), dynamic_size=True)) == list(pipeline)
+
+
+@pytest.mark.parametrize(
+    'given, fitted, factor',
+    [
+        ((100, 150), (64, 96), 0.64),
+        ((150, 100), (64, 43), 64 / 150),
+        ((20, 90), (21, 96), 96 / 90),
+        ((64, 96), (64, 96), 1),
+    ],
+)
+def test_an_image_is_resized_to_fit_in_landscape_or_portrait(given, fitted, factor):
+    found = ResizeInto((64, 96))(dict(img=np.zeros((*given, 3), np.uint8)))
+    assert found['img'].shape[:2] == found['img_shape'] == fitted
+    assert found['scale_factor'] == pytest.approx((factor, factor), rel=0.03)
