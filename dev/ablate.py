@@ -122,19 +122,10 @@ def train(config, seed):
     if note.is_file():
         return json.loads(note.read_text())
     folder.mkdir(exist_ok=True)
-    command = [
-        sys.executable,
-        ROOT / 'tools/train.py',
-        config,
-        '--work-dir',
-        folder,
-        '--resume',
-        'auto',
-        '--cfg-options',
-        f'randomness.seed={seed}',
-    ]
+    options = ['--work-dir', str(folder), '--resume', 'auto', '--cfg-options', f'randomness.seed={seed}']
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), *options]
     with open(folder / 'printed.txt', 'a') as printed:
-        if subprocess.run([str(part) for part in command], stdout=printed, stderr=subprocess.STDOUT).returncode:
+        if subprocess.run(command, stdout=printed, stderr=subprocess.STDOUT).returncode:
             return None
     entries = [
         json.loads(line)

@@ -162,7 +162,7 @@ def detector(data):
             neck=dict(in_channels=CHANNELS[1:], out_channels=16),
             bbox_head=dict(in_channels=16, feat_channels=16, num_classes=len(THINGS)),
         ),
-        # A flip would move boxes over the grid of anchors; the colours are random enough.
+        # A flip would move boxes over the grid of anchors; the colors are random enough.
         pipeline=[
             read,
             dict(type='Resize', scale=(96, 64), keep_ratio=True),

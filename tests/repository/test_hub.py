@@ -1,4 +1,4 @@
-"""torch.hub finds the entry points, and they give the models of the package."""
+"""torch.hub finds the entry points, and they return the models of the package."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ def tiny(monkeypatch):
 
 
 def test_entries_are_listed_and_explained_without_importing_the_package(tmp_path):
-    # Both look into PyTorch's folder of downloaded repositories alone, and download what is not there.
+    # Both search only PyTorch's folder of downloaded repositories, and download what is not there.
     (tmp_path / 'hub').mkdir()
     (tmp_path / 'hub/someone_mmcasvit_main').symlink_to(ROOT)
     code = (
@@ -48,7 +48,7 @@ def test_entries_are_listed_and_explained_without_importing_the_package(tmp_path
 
 
 @pytest.mark.parametrize('arch, width', [('xs', 8), ('s', 10), ('m', 12), ('t', 14)])
-def test_every_arch_comes_as_classifier_and_as_backbone(arch, width, tiny, tmp_path):
+def test_every_arch_loads_as_classifier_and_as_backbone(arch, width, tiny, tmp_path):
     original = CASViTClassifier(arch, num_classes=7).eval()
     file = tmp_path / 'cas-vit.pth'
     torch.save(dict(model=to_authors_names(original.state_dict())), file)
@@ -64,7 +64,7 @@ def test_every_arch_comes_as_classifier_and_as_backbone(arch, width, tiny, tmp_p
         assert [out.shape[1] for out in backbone(x)] == [8, width]
 
 
-def test_a_segmentor_comes_by_the_name_of_its_config(tmp_path):
+def test_a_segmentor_loads_by_the_name_of_its_config(tmp_path):
     name = 'semantic-fpn_casvit-xs_600i_shapes'
     segmentor = load('model', name)
     assert type(segmentor).__name__ == 'EncoderDecoder'
@@ -76,7 +76,7 @@ def test_a_segmentor_comes_by_the_name_of_its_config(tmp_path):
         load('model', 'retinanet_casvit-xs_fpn')
 
 
-def test_what_is_missing_is_said(tiny, tmp_path, monkeypatch):
+def test_wrong_arguments_and_missing_packages_are_reported(tiny, tmp_path, monkeypatch):
     for entry in ('casvit_xs', 'casvit_xs_backbone'):
         with pytest.raises(ValueError, match=r"checkpoint='cas-vit\.pth' instead of pretrained=True"):
             load(entry, pretrained=True)

@@ -1,11 +1,11 @@
-"""Which room of the package may import which; CONTRIBUTING.md explains the rule."""
+"""Rooms of the package import only rooms of lower levels, as CONTRIBUTING.md says."""
 
 import ast
 import graphlib
 
 from helpers.repository import ROOT
 
-# A room may import rooms of an earlier line, and no other room of its own line.
+# A room may import rooms of an earlier line, but no other room of its own line.
 LEVELS = [
     {'version', 'registry', 'archs', 'utils'},
     {'cli', 'weights', 'datasets'},
@@ -22,7 +22,7 @@ FILES = sorted((ROOT / 'mmcasvit').rglob('*.py'))
 
 
 def imported(file):
-    """Yield the line and the module of each import of mmcasvit, also of those inside functions."""
+    """Yield line and module of each import of mmcasvit, including those inside functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split('.')[0] == 'mmcasvit')

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and what it shows is fit to be published."""
+"""The notebook runs from the first cell to the last, and its saved outputs are fit to be published."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Configs, tools and models are found by name in the repository, and in a wheel that is installed somewhere else."""
+"""Configs, tools, and models are found by name, in the repository and in a wheel that is installed elsewhere."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DETECTOR = 'retinanet_casvit-xs_fpn_6e_shapes'
 MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
 SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
 CONFIGS = [file.stem for file in (ROOT / 'configs').glob('*/*.py')]
-# What a build is made from: the names at the top of the repository, without data, runs and environments.
+# What a build reads: the top level of the repository, without data, runs, and environments.
 SOURCES = (
     'CHANGELOG.md',
     'CITATION.cff',
@@ -49,7 +49,7 @@ SOURCES = (
 
 
 def run(*command, cwd):
-    """Runs a command that knows nothing of this repository and returns what it printed."""
+    """Run a command that does not see this repository, and return its output."""
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'} | dict(OMP_NUM_THREADS='1')
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f'{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
@@ -78,7 +78,7 @@ def test_a_config_is_found_by_name_and_by_path(tmp_path):
     assert mmcasvit.get_config(file).model.neck.in_channels == [8, 12, 16, 24]
 
 
-def test_a_wrong_name_lists_near_ones():
+def test_a_wrong_name_suggests_similar_ones():
     with pytest.raises(UsageError, match='retinanet_casvit-xs_fpn_1x_coco'):
         mmcasvit.get_config('retinanet-casvit-xs_fpn_1x_coco')
     with pytest.raises(UsageError, match='upernet_casvit-m'):
@@ -87,7 +87,7 @@ def test_a_wrong_name_lists_near_ones():
         mmcasvit.config_path('nothing of the kind')
 
 
-def test_a_config_of_ones_own_inherits_one_of_ours(tmp_path, monkeypatch):
+def test_a_user_config_inherits_from_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv('MMCASVIT', str(Path(mmcasvit.config_path(DETECTOR)).parent.parent))
     bases = [
         "__import__('mmcasvit').config_path('NAME')",
@@ -103,7 +103,7 @@ def test_a_config_of_ones_own_inherits_one_of_ours(tmp_path, monkeypatch):
         )
         cfg = Config.fromfile(file)
         assert (cfg.model.type, cfg.model.backbone.arch, cfg.classes[0]) == ('RetinaNet', 's', 'disc')
-        assert cfg.model.get('_scope_') == 'mmdet'  # where mmdet's own bases come from: the types resolve there
+        assert cfg.model.get('_scope_') == 'mmdet'  # its bases come from mmdet, so their types resolve there
 
 
 @pytest.mark.parametrize('name, kind, classes', [(MASK_RCNN, 'MaskRCNN', 6), (SEGMENTOR, 'EncoderDecoder', 8)])
@@ -132,7 +132,7 @@ def files_in(folder):
 
 @pytest.fixture(scope='module')
 def repository(tmp_path_factory):
-    """A copy, so that tests that run beside this one see no half-built metadata in their repository."""
+    """Copy of the repository, so that a build does not disturb tests that run at the same time."""
     folder = tmp_path_factory.mktemp('repository')
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -144,7 +144,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheels(tmp_path_factory, repository):
-    """Built from the repository, and from the sdist that was built from it. The repository stays as it was."""
+    """Wheels built from the repository and from its sdist. Building leaves the repository unchanged."""
     folder = tmp_path_factory.mktemp('wheels')
     before = files_in(repository)
     code = 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])'
@@ -158,15 +158,15 @@ def wheels(tmp_path_factory, repository):
 
 @pytest.fixture(scope='module')
 def fresh_environment(tmp_path_factory):
-    """Makes an environment with something of ours in it; everything else comes from this process's environment."""
+    """Function that makes an environment with the package. All else comes from the environment of this process."""
 
     def make(*what):
         folder = tmp_path_factory.mktemp('environment')
         venv.create(folder, symlinks=True)
         python = folder / 'bin' / 'python'
         site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=folder).strip())
-        # A .pth file adds folders without reading the .pth files inside, which an editable install of ours may have
-        # there, and adds them behind: what is installed here goes first.
+        # Folders added by a .pth file come last, and the .pth files in them are not read. So the package that is
+        # installed here takes precedence over an editable install of it there.
         shared = [path for path in sys.path if path.endswith(('site-packages', 'dist-packages'))]
         (site / 'shared.pth').write_text('\n'.join(shared))
         pip('--python', python, 'install', '-q', '--no-index', '--no-deps', '--no-build-isolation', *what, cwd=folder)
@@ -224,7 +224,7 @@ def test_an_editable_install_uses_the_repository(fresh_environment, repository, 
 
 @pytest.mark.slow
 def test_ten_iterations_from_an_empty_folder(installed, tmp_path):
-    """Through mim where it is installed, else with the scripts it would call."""
+    """Train and test through mim if it is installed, else with the scripts that it would call."""
     python, site = installed
 
     def call(tool, *args):
