@@ -76,7 +76,7 @@ def run_tool(name: str, *args: str | Path) -> None:
 def _fingerprint(config: Path, data_root: Path) -> str:
     parts = [
         Config.fromfile(config).pretty_text,
-        Path(casvit.__file__).read_text(),
+        *(file.read_text() for file in sorted(Path(casvit.__file__).parent.glob('*.py'))),
         (data_root / 'dataset.json').read_text(),
     ]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
@@ -85,8 +85,8 @@ def _fingerprint(config: Path, data_root: Path) -> str:
 def train_and_test(task: Task, work_dir: Path, data_root: Path) -> Result:
     """Train a model and evaluate its last checkpoint.
 
-    A finished task is not repeated, and an interrupted one is resumed. A task starts over if its config, the model
-    file or the dataset has changed.
+    A finished task is not repeated, and an interrupted one is resumed. A task starts over if its config, the code
+    of the models or the dataset has changed.
 
     Args:
         task: What to train.
