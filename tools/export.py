@@ -4,6 +4,7 @@ The exit status is 1 if the outputs differ from PyTorch's by more than the toler
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -15,7 +16,16 @@ from mmcasvit.apis.preflight import check_deployable
 from mmcasvit.cli import add_config_options, exits_cleanly
 from mmcasvit.export.comparison import TOLERANCES, graph_input, report, synthetic_images
 from mmcasvit.export.evaluation import load_images
-from mmcasvit.export.formats import FORMATS, check_format, check_signature, check_target, export, load_exported
+from mmcasvit.export.formats import (
+    FORMATS,
+    LARGEST_INPUT,
+    check_format,
+    check_signature,
+    check_target,
+    check_threads,
+    export,
+    load_exported,
+)
 from mmcasvit.export.graphs import kind_of
 from mmcasvit.export.quantization import check_quantizer, export_quantized
 from mmcasvit.export.runtimes.coreml import summarize
@@ -23,6 +33,9 @@ from mmcasvit.export.signature import DTYPES, Signature
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images, find_images
 from mmcasvit.utils.tables import markdown
+
+# Images are held in memory.
+LARGEST_COUNT = 10_000
 
 
 def parse_args():
@@ -42,6 +55,7 @@ def parse_args():
         metavar='FILE',
         help='file to write (default: CONFIG_NAME with the suffix of the format, in the current folder)',
     )
+    parser.add_argument('--force', action='store_true', help='overwrite the file if it exists')
     parser.add_argument(
         '--size',
         type=int,
@@ -127,10 +141,18 @@ def check_arguments(args, kind):
         check_quantizer()
         if args.images is None or args.calibration < 1:
             raise UsageError('--precision int8 needs --images to calibrate on, and --calibration of at least 1.')
-    if args.count < 1 or args.threads < 1:
-        raise UsageError('--count and --threads must be at least 1.')
+    check_threads(args.threads)
+    if not 1 <= args.count <= LARGEST_COUNT or not 1 <= args.calibration <= LARGEST_COUNT:
+        raise UsageError(f'--count and --calibration must be at least 1 and at most {LARGEST_COUNT}.')
+    if args.images is None and args.count * signature.size[0] * signature.size[1] > 8 * LARGEST_INPUT:
+        raise UsageError(
+            f'{args.count} synthetic images of --size {args.size[0]} {args.size[1]} have more than '
+            f'{8 * LARGEST_INPUT} pixels: choose a smaller --count.'
+        )
+    if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
+        raise UsageError(f'--tolerance must be a number of at least 0, got {args.tolerance:g}.')
     args.out = args.out or Path(Path(args.config).stem).with_suffix(FORMATS[args.format].suffix)
-    check_target(args.format, args.out)
+    check_target(args.format, args.out, args.force)
     return signature
 
 

@@ -5,6 +5,7 @@ The server has no authentication: see SECURITY.md before you choose another --ho
 """
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -13,8 +14,9 @@ import torch
 
 from mmcasvit.apis.config import config_path, load_config
 from mmcasvit.cli import add_config_options, exits_cleanly
-from mmcasvit.export.formats import load_exported
+from mmcasvit.export.formats import check_threads, load_exported
 from mmcasvit.serve.app import check_server, create_app
+from mmcasvit.serve.connections import configure
 from mmcasvit.serve.limits import Limits
 from mmcasvit.serve.predictor import Predictor
 from mmcasvit.utils.errors import UsageError
@@ -31,7 +33,7 @@ def parse_args():
     for flag, number, meaning in (
         ('--max-batch', int, 'maximum number of images per batch'),
         ('--max-delay-ms', float, 'milliseconds that the first image of a batch waits for others'),
-        ('--max-waiting', int, 'maximum number of open requests; further ones are answered with 503'),
+        ('--max-waiting', int, 'maximum number of open requests, uploads included; further ones are answered with 503'),
         ('--max-bytes', int, 'maximum size of an uploaded file in bytes'),
         ('--max-pixels', int, 'maximum number of pixels of an image'),
         ('--timeout', float, 'time limit in seconds for an upload, and again for the answer'),
@@ -56,6 +58,13 @@ def listen(host, port):
         raise UsageError(f'cannot listen on {host}, port {port}: {error}. Choose another --host or --port.') from error
 
 
+def leave(*_):
+    """End the process at once: Python would wait for a thread in which the model still runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 @exits_cleanly
 def main():
     args = parse_args()
@@ -63,8 +72,7 @@ def main():
     import uvicorn
 
     limits = Limits(args.max_batch, args.max_delay_ms, args.max_waiting, args.max_bytes, args.max_pixels, args.timeout)
-    if args.threads < 1:
-        raise UsageError('--threads must be at least 1.')
+    check_threads(args.threads)
     torch.set_num_threads(args.threads)
     cfg = load_config(config_path(args.config), args.cfg_options)
     exported = load_exported(args.model, args.threads)
@@ -74,10 +82,10 @@ def main():
             '--dynamic batch.'
         )
     app = create_app(Predictor(exported, cfg, limits.max_pixels), limits)
-    # uvicorn finishes the open requests and then raises the signal again.
+    # uvicorn finishes the open requests, for a few seconds, and then raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
-    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=max(1, round(args.timeout))))
+        signal.signal(number, leave)
+    server = uvicorn.Server(configure(app, limits))
     with listen(args.host, args.port) as listening:
         print(f'serving {args.model} on {args.host}, port {listening.getsockname()[1]}', flush=True)
         server.run(sockets=[listening])

@@ -24,23 +24,23 @@ def stops_explained(runner: Runner) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f'{last_good(runner)} Resume with --resume.') from None
+        raise KeyboardInterrupt(last_good(runner)) from None
     except RuntimeError as error:
         if not re.match(r'DataLoader worker \(pid.*\) (is killed|exited unexpectedly)', str(error)):
             raise
         raise RunStopped(
             f'training stopped: a worker process of a data loader was killed, often for want of memory ({error}). '
-            f'{last_good(runner)} Resume with --resume; train_dataloader.num_workers=N sets the number of workers.'
+            f'train_dataloader.num_workers=N sets the number of workers. {last_good(runner)}'
         ) from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        raise RunStopped(
-            f'training stopped: {error}. {last_good(runner)} Free some space and resume with --resume.'
-        ) from error
+        raise RunStopped(f'training stopped: {error}. Free some space. {last_good(runner)}') from error
 
 
 def last_good(runner: Runner) -> str:
     """Return a sentence that names the checkpoint from which a stopped run can be resumed."""
     last = read_pointer(runner.work_dir)
-    return 'No checkpoint had been written yet.' if last is None else f'The last good checkpoint is {last}.'
+    if last is None:
+        return 'No checkpoint had been written yet.'
+    return f'The last good checkpoint is {last}. Resume with --resume.'

@@ -109,33 +109,34 @@ class Reference:
         return result
 
 
-def detections_of(found: dict[str, Tensor], index: int, size: tuple[int, int], model: nn.Module) -> dict[str, Tensor]:
+def detections_of(
+    found: dict[str, Tensor], index: int, size: tuple[int, int] | None, model: nn.Module
+) -> dict[str, Tensor]:
     """Return the detections of one image, without empty rows and with full-size masks.
 
     Args:
         found: Outputs of a graph.
         index: Index of the image in the batch.
-        size: Size ``(height, width)`` of the masks.
+        size: Size ``(height, width)`` of the masks. If None, they stay as they are, probabilities within each box.
         model: Detector of mmdet, whose mask head and threshold are used.
     """
     one = {name: out[index][found['scores'][index] > 0] for name, out in found.items()}
-    if 'masks' in one:
-        head, threshold = model.roi_head.mask_head, model.roi_head.test_cfg.mask_thr_binary
-        one['masks'] = _paste(one['masks'], one['boxes'], size, head, threshold)
+    if 'masks' in one and size is not None:
+        one['masks'] = paste_masks(one['masks'], one['boxes'], size, model)
     return one
 
 
-def _paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], mask_head: nn.Module, threshold: float) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], model: nn.Module) -> Tensor:
     """Paste masks ``(D, 28, 28)`` into their boxes as mmdet does: ``(D, H, W)``, boolean."""
     if not len(masks):
         return torch.zeros(0, *size, dtype=torch.bool)
     # A graph outputs one mask per box, that of its class. To the mask head all boxes get the first class.
-    return mask_head._predict_by_feat_single(
+    return model.roi_head.mask_head._predict_by_feat_single(
         masks[:, None].logit(),
         boxes.clone(),
         torch.zeros(len(masks), dtype=torch.long),
         dict(scale_factor=(1.0, 1.0), ori_shape=size),
-        ConfigDict(mask_thr_binary=threshold),
+        ConfigDict(mask_thr_binary=model.roi_head.test_cfg.mask_thr_binary),
         rescale=True,
     )
 

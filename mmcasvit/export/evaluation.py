@@ -101,12 +101,14 @@ def _graph_input(image: Tensor, signature: Signature) -> Tensor:
     return (image.flip(1) if signature.pixels == 'rgb' else image).permute(0, 2, 3, 1).byte()
 
 
-def substitute(model: nn.Module, exported: Exported) -> nn.Module:
+def substitute(model: nn.Module, exported: Exported, paste: bool = True) -> nn.Module:
     """Return a copy of a model in which an exported model does the computation.
 
     Args:
         model: Model of mmdet or mmseg with its data preprocessor and all parts that were not exported.
         exported: Exported backbone or model.
+        paste: Paste the masks of whole detectors at the size of the image. Otherwise they stay as the file returns
+            them, as probabilities within each box.
 
     Raises:
         UsageError: If the two do not belong together.
@@ -131,7 +133,12 @@ def substitute(model: nn.Module, exported: Exported) -> nn.Module:
     elif kind == 'segmentor':
         new.encode_decode = lambda inputs, metas: _logits(exported, inputs, model.decode_head.out_channels)
     else:
-        new.predict = lambda inputs, samples, rescale=True: _predict(model, exported, inputs, samples, rescale)
+
+        def predict(inputs: Sequence[Tensor], samples: list, rescale: bool = True) -> list:
+            assert rescale, 'an exported model returns detections in pixels of the original image'
+            return _predict(model, exported, inputs, samples, paste)
+
+        new.predict = predict
     return new
 
 
@@ -153,9 +160,8 @@ def _logits(exported: Exported, inputs: Tensor, classes: int) -> Tensor:
     return found[..., : inputs.shape[2], : inputs.shape[3]]
 
 
-def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list, rescale: bool) -> list:
+def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list, paste: bool) -> list:
     """Predict as the detector's own method does. Images of the same size run in one batch."""
-    assert rescale, 'an exported model returns detections in pixels of the original image'
     fed = []
     for image, sample in zip(inputs, samples):
         height, width = sample.img_shape[:2]
@@ -164,15 +170,18 @@ def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list
         indices = [i for i, image in enumerate(fed) if image.shape == shape]
         found = exported(torch.cat([fed[i] for i in indices]))
         for row, i in enumerate(indices):
-            samples[i].pred_instances = _instances(model, found, row, samples[i])
+            samples[i].pred_instances = _instances(model, found, row, samples[i], paste)
     return samples
 
 
-def _instances(model: nn.Module, found: dict[str, Tensor], row: int, sample: BaseDataElement) -> InstanceData:
+def _instances(
+    model: nn.Module, found: dict[str, Tensor], row: int, sample: BaseDataElement, paste: bool
+) -> InstanceData:
     """Return the detections of one image of a batch, in pixels of the original image."""
     height, width = sample.img_shape[:2]
     # If the image was padded to a fixed size, boxes may extend into the padding.
     boxes = torch.minimum(found['boxes'], found['boxes'].new_tensor([width, height, width, height]))
     boxes = boxes / boxes.new_tensor(sample.scale_factor * 2)
-    one = detections_of({**found, 'boxes': boxes}, row, tuple(sample.ori_shape[:2]), model)
+    size = tuple(sample.ori_shape[:2]) if paste else None
+    one = detections_of({**found, 'boxes': boxes}, row, size, model)
     return InstanceData(bboxes=one.pop('boxes'), **one)

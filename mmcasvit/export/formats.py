@@ -6,7 +6,10 @@ to :data:`FORMATS`. ``tools/export.py`` and :func:`load_exported` take the rest 
 
 import importlib.util
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.weights.integrity import rename_durably
 
 from .graphs import build_graph
 from .runtimes import coreml, executorch, onnx, openvino, pytorch
 from .runtimes.program import first_line, size_of
 from .signature import Run, Signature
+
+# Largest input of a graph. The first feature maps of 8192x8192 pixels take several gigabytes.
+LARGEST_INPUT = 8192 * 8192
+LARGEST_THREADS = 1024
+# What PyTorch's allocator says, in a RuntimeError.
+_NO_MEMORY = ("can't allocate memory", 'not enough memory', 'Cannot allocate memory', 'bad_alloc')
 
 
 @dataclass(frozen=True)
@@ -124,24 +134,88 @@ def check_signature(signature: Signature) -> None:
         raise UsageError(f'--argmax is for segmentors, and this is a {signature.what}.')
     if signature.resize and (signature.pixels is None or signature.dynamic_size or not known.dynamic):
         raise UsageError('--resize needs --preprocess, a fixed --size, and a format whose input can have any size.')
-    if min(signature.size) < 32:
-        raise UsageError(f'--size must be at least 32 32, got {signature.size[0]} {signature.size[1]}.')
+    check_size(signature.size)
 
 
-def check_target(name: str, path: Path) -> None:
-    """Check that a file of a format can be written to a path.
+def check_size(size: tuple[int, int]) -> None:
+    """Check the input size of a graph.
 
     Raises:
-        UsageError: If the suffix is wrong or the folder does not exist.
+        UsageError: If it is too small for the strides of a backbone, or too large to be held.
+    """
+    height, width = size
+    if min(height, width) < 32 or height * width > LARGEST_INPUT:
+        raise UsageError(
+            f'--size must be at least 32 32 and at most {LARGEST_INPUT} pixels, such as 8192 8192, got {height} '
+            f'{width}.'
+        )
+
+
+def check_threads(threads: int) -> None:
+    """Check a number of threads.
+
+    Raises:
+        UsageError: If a runtime could not start as many.
+    """
+    if not 1 <= threads <= LARGEST_THREADS:
+        raise UsageError(f'--threads must be at least 1 and at most {LARGEST_THREADS}, got {threads}.')
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the paths that an exported model takes: two for OpenVINO, otherwise one, which may be a folder."""
+    return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
+
+
+def check_target(name: str, path: Path, overwrite: bool = True) -> None:
+    """Check that a file of a format can be written to a path.
+
+    Args:
+        name: Name of the format.
+        path: File to write.
+        overwrite: Accept that it exists.
+
+    Raises:
+        UsageError: If the suffix is wrong, or the folder does not exist or cannot be written to, or the file exists
+            and is not to be overwritten.
     """
     if path.suffix != FORMATS[name].suffix:
         raise UsageError(f'{name} files end in {FORMATS[name].suffix}, got {path}')
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f'no folder {path.absolute().parent} to write {path.name} to')
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f'no folder {folder} to write {path.name} to')
+    for file in files_of(path):
+        if not overwrite and os.path.lexists(file):
+            raise UsageError(f'{file} exists. Choose another name by --out, or overwrite it by --force.')
+        if file.is_dir() and name != 'coreml':
+            raise UsageError(f'{file} is a folder, so no file can be written there: choose another name by --out.')
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f'{folder} cannot be written to: {error.strerror}.') from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, whose file or files then get their place: the target is replaced whole or not at all.
+
+    Raises:
+        UsageError: If the files cannot be written, for instance because the disk is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.absolute().parent) as folder:
+            yield Path(folder, path.name)
+            for part in sorted(Path(folder).iterdir()):  # the .bin of OpenVINO before its .xml
+                rename_durably(part, path.with_name(part.name))
+    except OSError as error:
+        raise UsageError(f'{path} was not written: {error.strerror or error}.') from error
+    except Exception as error:  # writers in C++ hide the reason
+        if shutil.disk_usage(path.absolute().parent).free < 2**20:
+            raise UsageError(f'{path} was not written: the disk is full.') from error
+        raise
 
 
 def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool | None = None) -> None:
-    """Export a model to a file.
+    """Export a model to a file, which is replaced if it exists, and left as it is if the export fails.
 
     Args:
         model: Model of mmdet or mmseg, or a bare backbone.
@@ -150,14 +224,23 @@ def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool 
         fold: Export the deploy form. By default, do so unless the runtime of the format folds norms itself.
 
     Raises:
-        UsageError: If a package is missing, or the model cannot be exported in this way.
+        UsageError: If a package is missing, the model cannot be exported in this way, it does not fit into memory, or
+            the file cannot be written.
     """
-    known = check_format(signature.format)
-    check_target(signature.format, Path(path))
+    path, known = Path(path), check_format(signature.format)
+    check_size(signature.size)
+    check_target(signature.format, path)
     if signature.precision == 'int8':
         raise UsageError('int8 needs images to calibrate on: use mmcasvit.export.quantization.export_quantized')
     graph = build_graph(model, signature, not known.folds_norms if fold is None else fold)
-    known.write(graph, graph.example(), graph.signature, Path(path))
+    try:
+        with written_whole(path) as unfinished:
+            known.write(graph, graph.example(), graph.signature, unfinished)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            size = 'x'.join(map(str, signature.size))
+            raise UsageError(f'the export at {size} does not fit into memory: choose a smaller --size.') from error
+        raise
 
 
 class Exported:
@@ -204,8 +287,7 @@ class Exported:
     @property
     def bytes(self) -> int:
         """Size of the file, of both files of OpenVINO, or of all files of a Core ML package."""
-        files = [self.path, self.path.with_suffix('.bin')] if self.path.suffix == '.xml' else [self.path]
-        return sum(map(size_of, files))
+        return sum(map(size_of, files_of(self.path)))
 
 
 def load_exported(path: str | Path, threads: int | None = None) -> Exported:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mmcasvit.utils.errors import UsageError
 
-from .formats import export
-from .runtimes.openvino import read_signature
+from .formats import check_target, export, written_whole
+from .runtimes.openvino import read_signature, save
 from .signature import KEY, Signature
 
 # Products of queries, keys and values grow with the third power of activations that leave the range of the norms.
@@ -96,7 +96,8 @@ def quantize(source: Path, path: str | Path, images: Sequence[Tensor]) -> None:
             'calibrate on other images.'
         )
     quantized.set_rt_info(replace(signature, precision='int8').to_json(), [KEY])
-    openvino.save_model(quantized, path, compress_to_fp16=False)
+    with written_whole(Path(path)) as unfinished:
+        save(quantized, unfinished)
 
 
 def export_quantized(
@@ -117,6 +118,7 @@ def export_quantized(
         UsageError: If NNCF is missing, or the model cannot be exported in this way.
     """
     check_quantizer()  # before the export, which takes a while
+    check_target('openvino', Path(path))
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder, 'full.xml')
         export(model, replace(signature, precision='fp32'), full, fold)

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 from mmcasvit.utils.errors import Refused, UsageError
 
 from .batcher import Batcher
-from .limits import BoundedBody, Limits
+from .limits import Limits
 from .predictor import Predictor
+from .uploads import BoundedBody, OpenRequests
 
 if TYPE_CHECKING:
     import fastapi
@@ -48,18 +50,18 @@ def create_app(predictor: Predictor, limits: Limits | None = None) -> 'fastapi.F
     signature, limits = predictor.exported.signature, limits or Limits()
     if not signature.dynamic_batch:
         limits = replace(limits, max_batch=1)
-    batcher = Batcher(predictor.predict, predictor.group, limits)
+    batcher, requests = Batcher(predictor.predict, predictor.group, limits), OpenRequests(limits)
 
     @asynccontextmanager
     async def lifespan(app: fastapi.FastAPI):
         app.state.helpers = ThreadPoolExecutor(2, 'images')  # few threads, so that decoding leaves CPU to the model
         async with batcher:
             yield
-        app.state.helpers.shutdown()
+        app.state.helpers.shutdown(wait=False, cancel_futures=True)
 
     app = fastapi.FastAPI(title='mmcasvit', description=__doc__, lifespan=lifespan)
     app.state.batcher = batcher
-    app.add_middleware(BoundedBody, limits=limits)
+    app.add_middleware(BoundedBody, requests=requests)
 
     @app.exception_handler(Refused)
     async def refuse(request: fastapi.Request, error: Refused) -> JSONResponse:
@@ -80,8 +82,8 @@ def create_app(predictor: Predictor, limits: Limits | None = None) -> 'fastapi.F
     async def health() -> Response:
         """Return 200 while the server computes predictions, otherwise 503."""
         if not batcher.alive:
-            return JSONResponse(dict(status='the worker has ended', waiting=batcher.waiting), 503)
-        return JSONResponse(dict(status='ok', waiting=batcher.waiting))
+            return JSONResponse(dict(status='the worker has ended', waiting=len(requests)), 503)
+        return JSONResponse(dict(status='ok', waiting=len(requests)))
 
     @app.get('/metadata')
     async def metadata() -> dict:
@@ -94,14 +96,19 @@ def create_app(predictor: Predictor, limits: Limits | None = None) -> 'fastapi.F
         )
 
     async def answer(image: fastapi.UploadFile, min_score: float) -> Response:
-        loop, helpers = asyncio.get_running_loop(), app.state.helpers
-        prepared = await loop.run_in_executor(helpers, predictor.prepare, await image.read())
-        sample, batch = await batcher(prepared)
-        headers = {'X-Batch-Size': str(batch)}
-        if predictor.is_segmentor:
-            png = await loop.run_in_executor(helpers, predictor.to_png, sample)
-            return Response(png, headers=headers, media_type='image/png')
-        return JSONResponse(await loop.run_in_executor(helpers, predictor.to_json, sample, min_score), headers=headers)
+        loop, helpers, gone = asyncio.get_running_loop(), app.state.helpers, threading.Event()
+        try:
+            # The helpers read the file, so that few files at a time are in memory.
+            prepared = await loop.run_in_executor(helpers, lambda: predictor.prepare(image.file.read()))
+            sample, batch = await batcher(prepared)
+            headers = {'X-Batch-Size': str(batch)}
+            if predictor.is_segmentor:
+                png = await loop.run_in_executor(helpers, predictor.to_png, sample, gone)
+                return Response(png, headers=headers, media_type='image/png')
+            found = await loop.run_in_executor(helpers, predictor.to_json, sample, min_score, gone)
+            return JSONResponse(found, headers=headers)
+        finally:
+            gone.set()  # a thread that still works on the answer stops
 
     @app.post('/predict')
     async def predict(image: fastapi.UploadFile, min_score: float | None = fastapi.Query(None, ge=0, le=1)) -> Response:
@@ -110,10 +117,9 @@ def create_app(predictor: Predictor, limits: Limits | None = None) -> 'fastapi.F
             raise Refused(413, limits.too_many_bytes)
         if min_score is not None and predictor.is_segmentor:
             raise Refused(422, 'min_score is for detectors, and this is a segmentor: leave it out.')
-        with batcher.admitted():
-            try:
-                return await asyncio.wait_for(answer(image, min_score or 0), limits.timeout)
-            except asyncio.TimeoutError as error:
-                raise Refused(504, f'no answer within {limits.timeout:g} s.') from error
+        try:
+            return await asyncio.wait_for(answer(image, min_score or 0), limits.timeout)
+        except asyncio.TimeoutError as error:
+            raise Refused(504, f'no answer within {limits.timeout:g} s.') from error
 
     return app

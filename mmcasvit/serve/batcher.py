@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mmcasvit.utils.errors import Refused
@@ -32,10 +31,9 @@ class Batcher:
 
     def __init__(self, run: Callable[[list], Sequence], group: Callable[[dict], Hashable], limits: Limits):
         self.run, self.group, self.limits = run, group, limits
-        self.waiting = 0
 
     async def __aenter__(self) -> 'Batcher':
-        self.queue: asyncio.Queue[_Request] = asyncio.Queue()  # bounded by admitted()
+        self.queue: asyncio.Queue[_Request] = asyncio.Queue()  # bounded by OpenRequests
         self.thread = ThreadPoolExecutor(1, 'model')
         self.worker = asyncio.create_task(self._work())
         return self
@@ -43,26 +41,11 @@ class Batcher:
     async def __aexit__(self, *_) -> None:
         self.worker.cancel()
         await asyncio.gather(self.worker, return_exceptions=True)
-        self.thread.shutdown()
+        self.thread.shutdown(wait=False, cancel_futures=True)  # a batch in the model cannot be interrupted
 
     @property
     def alive(self) -> bool:
         return not self.worker.done()
-
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count an open request.
-
-        Raises:
-            Refused: If there are too many.
-        """
-        if self.waiting >= self.limits.max_waiting:
-            raise Refused(503, f'{self.waiting} requests are waiting already: try again later.')
-        self.waiting += 1
-        try:
-            yield
-        finally:
-            self.waiting -= 1
 
     async def __call__(self, image: dict) -> tuple[object, int]:
         """Return the result for an image, and the size of its batch.

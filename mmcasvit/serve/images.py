@@ -8,9 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmcasvit.utils.errors import Refused
-
-# Pillow's names of the formats in mmcasvit.utils.images.IMAGE_SUFFIXES.
-IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
+from mmcasvit.utils.images import IMAGE_FORMATS, open_image
 
 
 def read_image(data: bytes, max_pixels: int, color_type: str = 'color', backend: str | None = None) -> np.ndarray:
@@ -31,7 +29,7 @@ def read_image(data: bytes, max_pixels: int, color_type: str = 'color', backend:
     if not data:
         raise Refused(422, 'the file is empty: send the bytes of an image.')
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as file:
+        with open_image(io.BytesIO(data)) as file:
             if file.width * file.height > max_pixels:
                 raise Refused(
                     413,

@@ -1,6 +1,7 @@
 """Predictions of an exported model on uploaded images, as JSON or PNG."""
 
 import io
+import threading
 from collections.abc import Hashable, Sequence
 
 import cv2
@@ -16,6 +17,7 @@ from mmcasvit.export.evaluation import image_pipeline, substitute
 from mmcasvit.export.formats import Exported
 from mmcasvit.utils.errors import Refused, UsageError
 
+from .answers import check_wanted, encode_masks, keep_logits, labels_of
 from .images import read_image
 from .limits import Limits
 
@@ -46,7 +48,9 @@ class Predictor:
         model.backbone = None  # only the exported model computes
         self.exported, self.max_pixels = exported, max_pixels
         self.classes = list(model.dataset_meta.get('classes') or ())
-        self.model = substitute(model, exported)
+        self.model = substitute(model, exported, paste=False)
+        if self.is_segmentor:
+            self.model.postprocess_result = keep_logits
         load, *steps = image_pipeline(cfg, exported.signature)
         if not load['type'].endswith('LoadImageFromFile'):
             raise UsageError(
@@ -98,13 +102,23 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, batch: Sequence[dict]) -> list[BaseDataElement]:
-        """Predict on images of one group, as mmdet's or mmseg's ``test_step`` does."""
+        """Predict on images of one group, as mmdet's or mmseg's ``test_step`` does.
+
+        Masks and logits stay as small as the model computes them.
+        """
         return self.model.test_step(
             dict(inputs=[one['inputs'] for one in batch], data_samples=[one['data_samples'] for one in batch])
         )
 
-    def to_json(self, sample: BaseDataElement, min_score: float) -> dict:
-        """Return the detections of one image as JSON, with masks in COCO's run-length encoding."""
+    @torch.inference_mode()
+    def to_json(self, sample: BaseDataElement, min_score: float, gone: threading.Event | None = None) -> dict:
+        """Return the detections of one image as JSON, with masks in COCO's run-length encoding.
+
+        Args:
+            sample: Prediction for the image.
+            min_score: Minimum score of a detection.
+            gone: Event that ends the work, with an error, when it is set.
+        """
         instances = sample.pred_instances[sample.pred_instances.scores >= min_score]
         height, width = sample.ori_shape[:2]
         detections = [
@@ -112,15 +126,20 @@ class Predictor:
             for label, score, box in zip(*(instances[key].tolist() for key in ('labels', 'scores', 'bboxes')))
         ]
         if 'masks' in instances:
-            from mmdet.structures.mask import encode_mask_results
-
-            for detection, code in zip(detections, encode_mask_results(instances.masks.numpy())):
-                detection['mask'] = dict(size=code['size'], counts=code['counts'].decode())
+            for detection, mask in zip(detections, encode_masks(instances, (height, width), self.model, gone)):
+                detection['mask'] = mask
         return dict(width=width, height=height, detections=detections)
 
-    def to_png(self, sample: BaseDataElement) -> bytes:
-        """Return the labels of one image as a grayscale PNG of the same size, 16-bit if there are over 256 classes."""
-        labels = sample.pred_sem_seg.data[0].numpy()
+    @torch.inference_mode()
+    def to_png(self, sample: BaseDataElement, gone: threading.Event | None = None) -> bytes:
+        """Return the labels of one image as a grayscale PNG of the same size, 16-bit if there are over 256 classes.
+
+        Args:
+            sample: Prediction for the image.
+            gone: Event that ends the work, with an error, when it is set.
+        """
+        labels = labels_of(sample.seg_logits.data, tuple(sample.ori_shape[:2]), self.model, gone).numpy()
+        check_wanted(gone)
         stream = io.BytesIO()
         Image.fromarray(labels.astype(np.uint8 if len(self.classes) <= 256 else np.uint16)).save(stream, 'PNG')
         return stream.getvalue()

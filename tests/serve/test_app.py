@@ -354,7 +354,7 @@ def test_a_failed_batch_does_not_affect_the_next(segmentor, monkeypatch, caplog)
 
 
 def test_a_failure_after_the_model_is_json_too(predictors, monkeypatch):
-    monkeypatch.setattr(predictors['detector'], 'to_json', lambda sample, min_score: 1 / 0)
+    monkeypatch.setattr(predictors['detector'], 'to_json', lambda *_: 1 / 0)
     answer = ask(predictors['detector'], image_files(1)[0])
     assert (answer.status_code, answer.json()['detail'][:17]) == (500, 'the server failed')
 
@@ -369,7 +369,7 @@ def test_the_server_describes_its_model(predictors):
     assert (found['file'], found['what'], found['size']) == ('detector.pt', 'detector', list(SIZE))
     assert found['outputs'] == ['boxes', 'scores', 'labels', 'masks']
     assert found['classes'] == ['disc', 'square', 'triangle', 'star', 'cross', 'ring']
-    assert (found['limits']['max_batch'], found['limits']['max_pixels']) == (3, 50_000_000)
+    assert (found['limits']['max_batch'], found['limits']['max_pixels']) == (3, 25_000_000)
     assert (health.status_code, health.json()) == (200, dict(status='ok', waiting=0))
 
 

@@ -25,7 +25,9 @@ def test_the_tool_exports_compares_and_exits_with_one_if_it_differs(run_tool, ch
     common = ['tiny.py', 'tiny.pth', '--size', 64, 96, '--count', 2, '--format', 'torchscript']
     done = run_tool('export.py', *common, '--images', shapes / 'coco/val2017', cwd=checkpoint)
     assert '| tiny.pt | fp32 |' in done.stdout
-    done = run_tool('export.py', *common, '--precision', 'bf16', '--tolerance', 1e-6, cwd=checkpoint, expect=1)
+    done = run_tool(
+        'export.py', *common, '--force', '--precision', 'bf16', '--tolerance', 1e-6, cwd=checkpoint, expect=1
+    )
     assert 'differs from PyTorch by' in done.stderr.splitlines()[-1]
     done = run_tool(
         'test.py',
@@ -67,3 +69,65 @@ def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', *arguments])
     with pytest.raises(UsageError, match=words):
         tool.check_arguments(tool.parse_args(), 'segmentor')
+
+
+def checked(monkeypatch, *arguments):
+    tool = load_tool('export')
+    monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', '--format', 'pt2', *map(str, arguments)])
+    return tool.check_arguments(tool.parse_args(), 'segmentor')
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--size', 10**6, 10**6], r'at most 67108864 pixels, such as 8192 8192, got 1000000 1000000'),
+        (['--size', 32, 10**30], 'at most 67108864 pixels'),
+        (['--size', -64, -64], 'at least 32 32'),
+        (['--count', 10**9], '--count and --calibration must be at least 1 and at most 10000'),
+        (['--count', -1], '--count and --calibration'),
+        (['--calibration', 10**9], '--count and --calibration'),
+        (['--count', 5000, '--size', 2048, 2048], 'choose a smaller --count'),
+        (['--threads', 10**9], '--threads must be at least 1 and at most 1024'),
+        (['--threads', -1], '--threads must be'),
+        (['--tolerance', 'nan'], '--tolerance must be a number of at least 0, got nan'),
+        (['--tolerance', 'inf'], '--tolerance must be'),
+        (['--tolerance', '-1'], '--tolerance must be'),
+    ],
+    ids=lambda value: ' '.join(map(str, value)) if isinstance(value, list) else '',
+)
+def test_numbers_that_cannot_be_meant_are_refused(arguments, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words) as caught:
+        checked(monkeypatch, *arguments)
+    assert '\n' not in str(caught.value)
+    assert checked(monkeypatch, '--size', 8192, 8192).size == (8192, 8192)
+
+
+def test_a_file_that_exists_is_overwritten_by_force_only(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for out in ([], ['--out', 'other.pt2']):
+        (tmp_path / (out[1] if out else 'config.pt2')).write_bytes(b'precious')
+        with pytest.raises(
+            UsageError, match=r'\.pt2 exists\. Choose another name by --out, or overwrite it by --force'
+        ):
+            checked(monkeypatch, *out)
+        checked(monkeypatch, *out, '--force')
+    (tmp_path / 'link.pt2').symlink_to('nowhere')
+    with pytest.raises(UsageError, match='exists'):
+        checked(monkeypatch, '--out', 'link.pt2')
+    (tmp_path / 'folder.pt2').mkdir()
+    with pytest.raises(UsageError, match='is a folder'):
+        checked(monkeypatch, '--out', 'folder.pt2', '--force')
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_the_tool_is_told_to_write_over_a_file(run_tool, checkpoint, tmp_path):
+    out = tmp_path / 'model.pt2'
+    out.write_bytes(b'precious')
+    arguments = ['tiny.py', 'tiny.pth', '--size', 64, 96, '--count', 1, '--format', 'pt2', '--out', out]
+    done = run_tool('export.py', *arguments, cwd=checkpoint, expect=2)
+    assert done.stderr.splitlines()[-1].startswith(f'error: {out} exists.')
+    assert out.read_bytes() == b'precious'
+    run_tool('export.py', *arguments, '--force', cwd=checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ['model.pt2']
+    assert out.stat().st_size > 10_000

@@ -61,8 +61,7 @@ class _WholeFiles:
                 with suppress(OSError):
                     unfinished.unlink()
             raise RunStopped(
-                f'training stopped: the checkpoint {path} could not be written: {error}. {last_good(runner)} Resume '
-                'with --resume.'
+                f'training stopped: the checkpoint {path} could not be written: {error}. {last_good(runner)}'
             ) from error
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..signature import KEY, Run, Signature
 from . import onnx
+from .program import first_line
 
 
 def read_signature(network, path: Path) -> Signature:
@@ -22,7 +23,22 @@ def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -
         onnx.write(graph, example, signature, Path(folder, 'model.onnx'))
         network = openvino.Core().read_model(Path(folder, 'model.onnx'))
         network.set_rt_info(signature.to_json(), [KEY])
-        openvino.save_model(network, path, compress_to_fp16=signature.precision == 'fp16')
+        save(network, path, compress_to_fp16=signature.precision == 'fp16')
+
+
+def save(network, path: Path, compress_to_fp16: bool = False) -> None:
+    """Save both files, and check that they are whole: OpenVINO may not notice that the disk is full.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    import openvino
+
+    try:
+        openvino.save_model(network, path, compress_to_fp16=compress_to_fp16)
+        openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise OSError(f'OpenVINO could not write the file. Is the disk full? ({first_line(error)})') from error
 
 
 def load(path: Path, threads: int) -> tuple[Signature, Run]:

@@ -1,6 +1,8 @@
 """PyTorch's own formats, which run in Python: TorchScript (``.pt``) and ``torch.export`` programs (``.pt2``)."""
 
+import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,10 +22,17 @@ def _run_with(module: nn.Module, threads: int) -> Run:
     return run
 
 
+def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
+    """Write a file by way of memory: PyTorch's own writer ends the process with SIGABRT if the disk is full."""
+    content = io.BytesIO()
+    save(content)
+    path.write_bytes(content.getbuffer())
+
+
 def write_torchscript(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     with quiet():
         traced = torch.jit.trace(graph, example, check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), path, _extra_files={KEY: signature.to_json()})
+        _write(path, lambda file: torch.jit.save(torch.jit.freeze(traced), file, {KEY: signature.to_json()}))
 
 
 def load_torchscript(path: Path, threads: int) -> tuple[Signature, Run]:
@@ -37,7 +46,8 @@ def load_torchscript(path: Path, threads: int) -> tuple[Signature, Run]:
 
 def write_pt2(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     with quiet():
-        torch.export.save(to_program(graph, example, signature), path, extra_files={KEY: signature.to_json()})
+        program = to_program(graph, example, signature)
+        _write(path, lambda file: torch.export.save(program, file, extra_files={KEY: signature.to_json()}))
 
 
 def load_pt2(path: Path, threads: int) -> tuple[Signature, Run]:
