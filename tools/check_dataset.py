@@ -1,8 +1,9 @@
 """Check every image, mask, and annotation that a config uses, and report what is wrong.
 
-COCO annotation files (of mmdet's CocoDataset and datasets that read them the same way) and mmseg's index masks are
-checked completely. For other datasets, only the images are checked. Exit status: 0 if no problems were found, 1 if
-there are problems, 2 if the check could not run.
+COCO annotation files (of mmdet's CocoDataset and datasets that read them the same way), VOC's XML files (of its
+XMLDataset) and mmseg's index masks are checked completely. For other datasets, only the images are checked, and the
+report says what was not. Exit status: 0 if no problems were found, 1 if there are problems, 2 if the check could not
+run.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from mmcasvit.datasets.checks.annotations import check_annotations
 from mmcasvit.datasets.checks.files import check_files
 from mmcasvit.datasets.checks.fixed_files import check_no_fixed_files, write_fixed
 from mmcasvit.datasets.checks.listing import load_datasets
-from mmcasvit.datasets.checks.report import as_json, as_text
+from mmcasvit.datasets.checks.report import as_json, as_text, conclusion
 from mmcasvit.datasets.checks.sheet import draw_sheet
 from mmcasvit.utils.errors import UsageError
 
@@ -97,7 +98,7 @@ def main():
         if data.problems:
             print(write_fixed(data))
     problems = sum(len(data.problems) for data in datasets)
-    print(f'problems found: {problems}' if problems else 'no problems found')
+    print(conclusion(datasets, args.limit))
     sys.exit(1 if problems else 0)
 
 

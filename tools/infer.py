@@ -1,13 +1,14 @@
 """Predict on an image or a folder of images, draw the predictions (OUT/vis) and save them.
 
 Detectors and classifiers write one JSON file per image (OUT/preds), segmentors one PNG index mask per image (OUT/pred).
+Files are named after their images, and subfolders of the folder are kept.
 """
 
 import argparse
 from pathlib import Path
 
 from mmcasvit.apis.config import load_config
-from mmcasvit.apis.inference import get_inferencer, predict
+from mmcasvit.apis.inference import check_options, get_inferencer, plan_outputs, predict
 from mmcasvit.apis.preflight import check_deployable, check_drawable
 from mmcasvit.cli import add_trust_argument, exits_cleanly
 from mmcasvit.models.deploy import deploy
@@ -20,6 +21,7 @@ def parse_args():
     parser.add_argument('config', help='config file, which also names the framework')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='(default: %(default)s)')
+    parser.add_argument('--force', action='store_true', help='overwrite existing files')
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score of a drawn box (default: %(default)s)'
     )
@@ -35,16 +37,18 @@ def parse_args():
 @exits_cleanly
 def main():
     args = parse_args()
-    images = find_images(args.input)
+    images = find_images(args.input, leave_out=args.out_dir)
     cfg = load_config(args.config)
+    check_options(cfg, args.device, args.batch_size, args.score_thr, args.config)
     check_images(images)
     if cfg.default_scope == 'mmseg':
         check_drawable(images)
+    outputs, predictions = plan_outputs(cfg.default_scope, images, args.input, args.out_dir, args.force)
     inferencer = get_inferencer(cfg, args.checkpoint, args.device, args.trust_checkpoint)
     if args.deploy:
         check_deployable(inferencer.model)
         inferencer.model = deploy(inferencer.model)
-    predictions = predict(inferencer, cfg.default_scope, images, args.out_dir, args.batch_size, args.score_thr)
+    predict(inferencer, cfg.default_scope, outputs, args.batch_size, args.score_thr)
     print(f'{len(images)} images: drawings in {args.out_dir / "vis"}, predictions in {predictions}')
 
 

@@ -24,8 +24,8 @@ def nearest_config(file: Path) -> Path | None:
 def load_config(path: str, options: dict | None = None) -> Config:
     """Load a config file and apply ``--cfg-options``.
 
-    A top-level ``data_root`` in the options moves every dataset and annotation file in the old one. Merging alone
-    would change a variable that nothing reads any more.
+    A top-level ``data_root`` in the options moves every dataset and annotation file in the old one. Plain merging would
+    only change a variable that nothing reads.
 
     Args:
         path: A ``.py``, ``.json`` or ``.yaml`` config.

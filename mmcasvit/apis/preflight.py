@@ -9,20 +9,23 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from PIL import Image
 from torch import nn
 
 from mmcasvit.datasets.config import (
     annotation_file,
+    category_name_fault,
     category_order_fault,
     class_names,
     dataset_type,
     leaf_datasets,
     read_categories,
     reads_annotations_as,
+    zero_label_fault,
 )
+from mmcasvit.datasets.sources import check_listed, check_sources
 from mmcasvit.models.casvit import CASViT
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import open_image
 from mmcasvit.utils.text import shorten
 
 
@@ -41,7 +44,8 @@ def check_data(cfg: Config, *splits: str) -> None:
 
     Raises:
         UsageError: If data is missing (the message says what, where, and how to get it), if annotations are a pickle,
-            or if the categories of a COCO file are not the classes of the config in the same order.
+            if a list names files outside the folders of its dataset, if ``reduce_zero_label`` differs between a dataset
+            and its pipeline, or if the categories of a COCO file are not the classes of the config in the same order.
     """
     for split, dataset in _datasets_of(cfg, splits):
         if dataset.get('backend_args'):
@@ -53,13 +57,15 @@ def check_data(cfg: Config, *splits: str) -> None:
             path = Path(root, part) if part else Path(root)
             if not path.exists():
                 raise UsageError(f'data of the {split} split not found: {path.absolute()}. {_how_to_get(dataset)}')
-        for key in ('ann_file', 'proposal_file'):
-            if str(dataset.get(key) or '').endswith(('.pkl', '.pickle')):
-                raise UsageError(
-                    f'{key} of the {split} split is a pickle, and reading one can run code: {dataset[key]}. Give the '
-                    'annotations as JSON.'
-                )
+        check_sources(dataset, f'the {split} split')
+        check_listed(dataset, dataset_type(dataset, cfg.default_scope), f'the {split} split')
+        _check_zero_label(dataset, cfg.default_scope, split)
         _check_categories(dataset, cfg.default_scope)
+
+
+def _check_zero_label(dataset: ConfigDict, scope: str, split: str) -> None:
+    if fault := zero_label_fault(dataset, dataset_type(dataset, scope), scope):
+        raise UsageError(f'the {split} split: {fault}')
 
 
 def _check_categories(dataset: ConfigDict, scope: str) -> None:
@@ -69,6 +75,8 @@ def _check_categories(dataset: ConfigDict, scope: str) -> None:
     in_file, classes = read_categories(file), class_names(dataset, scope)
     if in_file is None:
         raise UsageError(f'{file} is not a COCO annotation file: it has no list of categories.')
+    if fault := category_name_fault(in_file, classes):
+        raise UsageError(f'the categories of {file} cannot be used: {fault}.')
     missing = [name for name in classes if name not in in_file]
     if missing:
         raise UsageError(
@@ -248,7 +256,7 @@ def check_drawable(images: Sequence[str]) -> None:
         UsageError: If one is.
     """
     for image in images:
-        with Image.open(image) as file:
+        with open_image(image) as file:
             if file.size == (1, 1):
                 raise UsageError(f'{image} is a single pixel, which mmseg cannot draw.')
 

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmcasvit.datasets.config import data_folders, leaf_datasets
-from mmcasvit.datasets.pickles import read_pickles_as_data
+from mmcasvit.datasets.sources import read_data_as_data
 from mmcasvit.models.wrappers import unwrap
 from mmcasvit.weights.checkpoint import use_safe_checkpoint_reader
 
@@ -34,7 +34,7 @@ def prepare(cfg: Config, args: argparse.Namespace) -> None:
         if not any(hook.get('type') == kind for hook in cfg.custom_hooks):
             cfg.custom_hooks.append(dict(type=kind))
     use_safe_checkpoint_reader(args.trust_checkpoint)
-    read_pickles_as_data()
+    read_data_as_data()
     backbone = cfg.model.get('backbone') or {}
     if args.trust_checkpoint and backbone.get('type') == 'mmcasvit.CASViT':
         init_cfg = backbone.get('init_cfg') or []

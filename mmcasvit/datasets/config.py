@@ -71,12 +71,15 @@ def reads_annotations_as(kind: type, scope: str) -> str:
     """Return the kind of annotations that a class of datasets reads.
 
     Returns:
-        ``'coco'`` if it reads them with the method of mmdet's ``CocoDataset``, ``'masks'`` if with that of mmseg's
-        ``BaseSegDataset``, and ``'images'`` otherwise. Only the images of the last kind can be checked.
+        ``'coco'`` if it reads them with the method of mmdet's ``CocoDataset``, ``'voc'`` if with that of its
+        ``XMLDataset``, ``'masks'`` if with that of mmseg's ``BaseSegDataset``, and ``'images'`` otherwise. Only the
+        images of the last kind can be checked.
     """
     if scope == 'mmdet':
-        from mmdet.datasets import CocoDataset
+        from mmdet.datasets import CocoDataset, XMLDataset
 
+        if getattr(kind, 'load_data_list', None) is XMLDataset.load_data_list:
+            return 'voc'
         if getattr(kind, 'load_data_list', None) is CocoDataset.load_data_list:
             return 'coco'
     if scope == 'mmseg':
@@ -107,11 +110,48 @@ def category_order_fault(in_file: Sequence[str], classes: Sequence[str]) -> str:
     return ''
 
 
+def category_name_fault(in_file: Sequence, classes: Sequence[str]) -> str:
+    """Describe the first category name of a COCO file that is not text or that is used twice, or return ``''``."""
+    for number, name in enumerate(in_file):
+        if not isinstance(name, str):
+            return f'the name of category {number} is {str(name)[:80]!r}, expected text'
+        if name in classes and name in in_file[:number]:
+            return f'{name!r} is the name of two categories, and mmdet would give each of them a label'
+    return ''
+
+
+def zero_label_fault(dataset: ConfigDict, kind: type, scope: str) -> str:
+    """Describe a ``reduce_zero_label`` of a segmentation dataset that differs from its pipeline's, or return ``''``."""
+    if reads_annotations_as(kind, scope) != 'masks':
+        return ''
+    given = dataset.get('reduce_zero_label')
+    own = bool(default_of(kind, 'reduce_zero_label') if given is None else given)
+    for step in _steps(dataset.get('pipeline') or []):
+        named = step.get('reduce_zero_label')
+        if str(step.get('type')).endswith('LoadAnnotations') and named is not None and bool(named) != own:
+            return (
+                f'reduce_zero_label is {own} in the dataset but {bool(named)} in the LoadAnnotations of its pipeline. '
+                'Set both to the same value, or leave it out of the pipeline.'
+            )
+    return ''
+
+
+def _steps(part) -> Iterator[dict]:
+    """Yield the transforms of a pipeline, and those inside them."""
+    if isinstance(part, dict):
+        yield part
+        part = list(part.values())
+    for inner in part if isinstance(part, (list, tuple)) else ():
+        yield from _steps(inner)
+
+
 def read_categories(file: str) -> list[str] | None:
     """Return the category names of a COCO file, or ``None`` if it has no list of categories.
 
     The annotations, which take seconds to parse, are skipped.
     """
+    if not os.path.isfile(file):  # a pipe would never end
+        return None
     with open(file, 'rb') as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             return None
@@ -122,7 +162,7 @@ def read_categories(file: str) -> list[str] | None:
                 for size in (2**16, 2**20, 2**24):
                     try:
                         found, _ = json.JSONDecoder().raw_decode(content[begin : begin + size].decode(errors='replace'))
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         continue
                     if all(isinstance(category, dict) and 'name' in category for category in found):
                         return [category['name'] for category in found]

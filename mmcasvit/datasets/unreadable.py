@@ -1,4 +1,4 @@
-"""Unreadable training images: skipped up to a limit and recorded."""
+"""Unreadable training images and annotations: skipped up to a limit and recorded."""
 
 import json
 import logging
@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 from mmcv.transforms import BaseTransform, Compose
 from mmengine.logging import print_log
 from PIL import Image
 
 from mmcasvit.registry import TRANSFORMS
 from mmcasvit.utils.errors import DataError
+from mmcasvit.utils.images import check_regular
+from mmcasvit.utils.text import printable
+
+from .outlines import LARGEST, outline_fault
 
 # The readers of mmcv, mmdet, and mmseg raise these for files that are missing, damaged, or not images. Other errors,
 # such as a missing key, point to a fault in the config and must end the run at once.
@@ -33,9 +38,10 @@ class SkippedFiles:
 
     def add(self, file: str, reason: str) -> int | None:
         """Record a file. Return the number of files recorded so far, or ``None`` if this one was recorded before."""
+        file = printable(file)
         if file in self.read():
             return None
-        line = json.dumps([file, ' '.join(reason.split())]) + '\n'
+        line = json.dumps([file, printable(' '.join(reason.split()))]) + '\n'
         descriptor = os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, line.encode())  # a single write, since workers append to the same file
@@ -63,6 +69,9 @@ class SkippedFiles:
 class SkipUnreadable(BaseTransform):
     """Transform that skips unreadable images, which mmengine's datasets then replace by random other ones.
 
+    An image counts as unreadable too if mmdet or pycocotools cannot read one of its annotations: a box without an area
+    or with NaN, a missing segmentation where masks are loaded, or an outline that does not fit the image.
+
     A warning names each file the first time it fails, and :class:`mmcasvit.SkippedFilesHook` reports their number.
     Each process of a distributed run counts separately. Skip images only in training pipelines: the metrics of an
     evaluation on fewer images are not comparable.
@@ -80,6 +89,8 @@ class SkipUnreadable(BaseTransform):
         if limit < 0:
             raise ValueError(f'limit must be at least 0, got {limit}')
         self.transforms = Compose(transforms)
+        self._with_masks = any(getattr(step, 'with_mask', False) for step in self.transforms.transforms)
+        self._remote = any(getattr(step, 'backend_args', None) for step in self.transforms.transforms)
         self.limit = limit
         self.skipped = SkippedFiles()
         self._in_a_row = 0
@@ -87,12 +98,13 @@ class SkipUnreadable(BaseTransform):
     def transform(self, results: dict) -> dict | None:
         file = str(results.get('img_path'))
         try:
-            loaded = self.transforms(results)
+            loaded = self._load(results)
         except READING_ERRORS as error:
             reason = f'{type(error).__name__}: {error}'
         else:
             self._in_a_row = 0
             return loaded
+        file = printable(file)
         self._in_a_row += 1
         count = self.skipped.add(file, reason)
         if count is not None:
@@ -108,6 +120,45 @@ class SkipUnreadable(BaseTransform):
                 'is set by mmcasvit.SkipUnreadable in the pipeline.'
             )
         return None
+
+    def _load(self, results: dict) -> dict | None:
+        """Apply the transforms, and check the annotations as soon as the size of the image is known.
+
+        Raises:
+            ValueError: If an annotation cannot be read, or a path is an address.
+        """
+        for path in (results.get('img_path'), results.get('seg_map_path')):
+            if path and not self._remote:
+                if '://' in str(path):
+                    raise ValueError(f'its path contains ://, which mmengine takes for an address: {path}')
+                check_regular(path)
+        checked = not results.get('instances')
+        for step in self.transforms.transforms:
+            if not checked and results.get('ori_shape') is not None:
+                self._check_instances(results['instances'], tuple(results['ori_shape'][:2]))
+                checked = True
+            results = step(results)
+            if results is None:
+                return None
+        return results
+
+    def _check_instances(self, instances: list[dict], size: tuple[int, int]) -> None:
+        for number, instance in enumerate(instances):
+            box, outline = instance.get('bbox'), instance.get('mask')
+            if box is not None:
+                try:
+                    numbers = np.asarray(box, float)
+                except (TypeError, OverflowError) as error:
+                    raise ValueError(f'box {number} is {str(box)[:80]}: {error}') from error
+                if not (np.abs(numbers) <= LARGEST).all():
+                    raise ValueError(f'box {number} is {str(box)[:80]}, expected numbers of at most {LARGEST:.0e}')
+                if numbers.shape == (4,) and not instance.get('ignore_flag') and (numbers[2:] <= numbers[:2]).any():
+                    raise ValueError(f'box {number} has no area: {box}')
+            if self._with_masks:
+                if outline is None:
+                    raise ValueError(f'annotation {number} has no segmentation')
+                if fault := outline_fault(outline, size):
+                    raise ValueError(f'annotation {number}: {fault}')
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(transforms={self.transforms}, limit={self.limit})'

@@ -1,24 +1,74 @@
-"""Search for image files, and checks that they can be read."""
+"""Search for image files, the formats that are read, and checks that images can be read."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 from mmengine.utils import scandir
 from PIL import Image
 
 from .errors import UsageError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# Pillow's names of the formats that images and masks may have, whatever their files are called. Pillow knows others
+# that are programs: it hands an EPS file to Ghostscript.
+IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
+# Formats of data sets that OpenCV reads as well.
+DATA_FORMATS = (*IMAGE_FORMATS, 'PPM', 'GIF', 'JPEG2000')
 
 
-def find_images(path: Path) -> list[str]:
-    """Return the images of a folder in the order of their names, or the path itself if it is a file.
+def open_image(file, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Image:
+    """Open an image with Pillow by one of the named formats only.
+
+    Args:
+        file: Path, or a stream of the bytes.
+        formats: Pillow's names of the formats that are tried.
+
+    Raises:
+        OSError: If a path is not that of a regular file, such as a pipe, which would never end.
+        PIL.UnidentifiedImageError: If the file is in none of the formats.
+    """
+    if isinstance(file, (str, Path)):
+        check_regular(file)
+    return Image.open(file, formats=formats)
+
+
+def check_regular(file: str | Path) -> None:
+    """Check that a path that exists is a regular file: reading a pipe or a device may never end.
+
+    Raises:
+        OSError: If it is something else.
+    """
+    if Path(file).exists() and not Path(file).is_file():
+        raise OSError(f'not a file: {file}')
+
+
+def read_named_formats_only() -> None:
+    """Make Pillow read images of :data:`DATA_FORMATS` only from now on, in this process.
+
+    This holds for the readers of mmcv, mmdet, mmseg and mmpretrain, which name no formats.
+    """
+    Image.init()
+    Image.ID[:] = [name for name in Image.ID if name in DATA_FORMATS]
+
+
+def find_images(path: Path, leave_out: Path | None = None) -> list[str]:
+    """Return the images of a folder and its subfolders, sorted by path, or the path itself if it is a file.
+
+    Args:
+        path: Folder or file.
+        leave_out: Folder whose images are not wanted, such as that of the results.
 
     Raises:
         UsageError: If the path does not exist or the folder has no images.
     """
     if path.is_dir():
-        images = sorted(str(path / name) for name in scandir(path, IMAGE_SUFFIXES, case_sensitive=False))
+        found = scandir(path, IMAGE_SUFFIXES, recursive=True, case_sensitive=False)
+        images = sorted(str(path / name) for name in found)
+        if leave_out is not None:
+            images = [image for image in images if leave_out.absolute() not in Path(image).absolute().parents]
         if not images:
             raise UsageError(f'no image in {path.absolute()}, looked for {", ".join(IMAGE_SUFFIXES)}')
         return images
@@ -27,24 +77,43 @@ def find_images(path: Path) -> list[str]:
     return [str(path)]
 
 
+@contextlib.contextmanager
+def _unreadable(image: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UsageError(
+            f'{image} cannot be read as an image: it has none of the formats {", ".join(IMAGE_FORMATS)}'
+        ) from error
+    except Exception as error:  # decoders raise nearly anything
+        raise UsageError(f'{image} cannot be read as an image: {error}') from error
+
+
 def check_images(images: Sequence[str]) -> None:
     """Check that every image can be read completely, and that no two would get the same output name.
 
-    OpenCV reads a truncated image without an error and fills the rest with gray.
+    OpenCV reads a truncated image without an error and fills the rest with gray, so Pillow reads each image as well.
 
     Raises:
-        UsageError: If a file is not an image or is truncated, or if two names differ only in their suffixes.
+        UsageError: If a file is not an image of :data:`IMAGE_FORMATS` or is truncated, if OpenCV cannot read it, or if
+            two names differ only in their suffixes.
     """
     names = {}
     for image in images:
-        other = names.setdefault(Path(image).stem, image)
+        other = names.setdefault(Path(image).with_suffix(''), image)
         if other != image:
             raise UsageError(
                 f'{other} and {image} have the same name, so their predictions would have too. Put them into '
                 'different folders.'
             )
-        try:
-            with Image.open(image) as file:
+        with _unreadable(image):
+            with open_image(image) as file:
                 file.load()
-        except Exception as error:  # decoders raise nearly anything
-            raise UsageError(f'{image} cannot be read as an image: {error}') from error
+                mode = file.mode
+            if cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR) is None:
+                raise UsageError(
+                    f'{image} cannot be read by OpenCV: its {file.format} holds pixels of mode {mode}. Save it as an '
+                    'ordinary JPEG or PNG.'
+                )

@@ -8,3 +8,8 @@ def shorten(names: Iterable[str], limit: int = 6) -> str:
     names = list(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
+
+
+def printable(text: str) -> str:
+    """Return a text with what UTF-8 cannot encode as escapes, such as the bytes of file names in Latin-1."""
+    return text.encode('utf-8', 'backslashreplace').decode()

@@ -333,6 +333,25 @@ def test_bad_data_ends_training_with_an_error(case, call, place):
     )
 
 
+def test_bad_annotations_do_not_end_training(call, place):
+    def spoil(content):
+        images = [image['id'] for image in content['images']]
+        for annotation in content['annotations']:
+            if annotation['image_id'] == images[0]:
+                annotation.pop('segmentation')
+            elif annotation['image_id'] == images[1]:
+                annotation['segmentation'] = dict(size=[64, 96], counts=[1, 10**9])
+        content['images'][2]['file_name'] = 'http://127.0.0.1:9/x.jpg'
+        return content
+
+    annotations(place, spoil)
+    off = ['val_dataloader=None', 'val_cfg=None', 'val_evaluator=None', 'default_hooks.checkpoint.save_best=None']
+    status, _, err = call('train', 'det.py', '--work-dir', 'run', '--cfg-options', DATA['det'], *off)
+    assert status == 0, err[-3000:]
+    skipped = next((place / 'run').rglob('skipped_images.txt')).read_text()
+    assert [words in skipped for words in ('has no segmentation', 'add up to', 'contains ://')] == [True] * 3
+
+
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])
 def test_training_skips_an_image_that_was_cut_off(tmp_path, suffix, backend):
@@ -421,7 +440,7 @@ def test_an_image_of_any_kind_gets_a_prediction_of_its_size(kind, config, call, 
     status, _, err = call('infer', name, f'{config}.py', f'{config}.pth')
     assert status == 0, err
     if config == 'seg':
-        mask = np.asarray(Image.open(next((place / 'outputs/pred').glob('*.png'))))  # mmseg numbers them
+        mask = np.asarray(Image.open(place / 'outputs/pred/x.png'))
         assert mask.shape == (height, width)
         assert mask.max() < 8
     else:
@@ -461,6 +480,70 @@ def test_images_whose_predictions_would_overwrite_each_other_are_refused(call, p
     for suffix in ('png', 'jpg'):
         Image.new('RGB', (9, 9)).save(place / f'two/x.{suffix}')
     refused(call, place, ['x.jpg', 'x.png', 'same name'], 'infer', 'two', 'det.py', 'det.pth')
+
+
+def test_an_eps_or_icon_is_refused_before_the_model_is_built(call, place):
+    for format in ('EPS', 'ICO', 'TGA'):
+        Image.new('RGB', (16, 16)).save(place / 'x.jpg', format=format)
+        refused(call, place, ['x.jpg cannot be read', 'formats'], 'infer', 'x.jpg', 'det.py', 'missing.pth')
+
+
+OPTIONS = {
+    'a GPU that is not there': (['--device', 'cuda:7'], ['--device', 'cuda:7']),
+    'no device': (['--device', 'gpu'], ['--device', 'gpu']),
+    'no batch': (['--batch-size', 0], ['--batch-size', 'at least 1, got 0']),
+    'no number': (['--score-thr', 'nan'], ['--score-thr', 'got nan']),
+    'too high': (['--score-thr', 1.5], ['--score-thr', 'got 1.5']),
+}
+
+
+@pytest.mark.parametrize('case', OPTIONS)
+def test_options_of_a_prediction_are_checked_before_the_model_is_built(case, call, place):
+    options, words = OPTIONS[case]
+    refused(call, place, words, 'infer', 'shapes/coco/val2017', 'det.py', 'missing.pth', *options)
+
+
+@pytest.mark.parametrize('more', ['model.pop("backbone")', 'del test_dataloader'])
+def test_a_config_that_cannot_predict_is_refused_before_the_model_is_built(more, call, place):
+    with (place / 'det.py').open('a') as file:
+        file.write(f'{more}\n')
+    words = ['det.py', 'backbone' if 'backbone' in more else 'test_dataloader']
+    refused(call, place, words, 'infer', 'shapes/coco/val2017', 'det.py', 'missing.pth')
+
+
+@pytest.mark.parametrize('config, folder, suffix', [('det', 'preds', 'json'), ('seg', 'pred', 'png')])
+def test_predictions_are_named_after_their_images_and_not_overwritten(config, folder, suffix, call, place):
+    for name in ('b.png', 'a/x.jpg', 'a/c/x.jpg'):
+        (place / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (64, 48), 'red').save(place / 'in' / name)
+    arguments = ['infer', 'in', f'{config}.py', f'{config}.pth', '--out-dir', 'in/out', '--device', 'cpu']
+    status, out, err = call(*arguments, '--batch-size', 2)
+    assert status == 0, err
+    assert '3 images' in out
+    found = sorted(str(path.relative_to(place / 'in/out')) for path in (place / 'in/out').rglob('*.*'))
+    drawn = ['vis/a/c/x.jpg', 'vis/a/x.jpg', 'vis/b.png']
+    assert found == [f'{folder}/{name}.{suffix}' for name in ('a/c/x', 'a/x', 'b')] + drawn
+    if config == 'det':
+        content = json.loads((place / 'in/out/preds/b.json').read_text())
+        classes = Config.fromfile('det.py').train_dataloader.dataset.metainfo['classes']
+        assert content['label_names'] == [classes[label] for label in content['labels']]
+    refused(
+        call, place, ['exist already', '--force', f'in/out/{folder}'], *arguments[:3], 'missing.pth', *arguments[4:]
+    )
+    (place / f'in/out/{folder}/b.{suffix}').write_text('old')
+    status, _, err = call(*arguments, '--force')
+    assert status == 0, err
+    assert (place / f'in/out/{folder}/b.{suffix}').read_bytes() != b'old'
+
+
+def test_labels_have_the_names_of_the_config_if_the_checkpoint_has_none(call, place):
+    content = torch.load(place / 'det.pth')
+    torch.save(dict(state_dict=content['state_dict']), place / 'bare.pth')
+    image = next((place / 'shapes/coco/val2017').iterdir())
+    assert call('infer', image, 'det.py', 'bare.pth', '--device', 'cpu')[0] == 0
+    found = json.loads((place / f'outputs/preds/{image.stem}.json').read_text())
+    assert found['labels']
+    assert set(found['label_names']) <= {'disc', 'square', 'triangle', 'star', 'cross', 'ring'}
 
 
 # Disks --------------------------------------------------------------------------------------------------------------

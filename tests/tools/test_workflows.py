@@ -212,7 +212,7 @@ def test_training_starts_from_another_number_of_classes_and_says_so(detector, ru
         *FOUR_CLASSES,
         cwd=cwd,
     )
-    assert 'the rest starts from scratch' in done.stdout + done.stderr
+    assert 'fits only part of the model. The rest starts from scratch' in done.stdout + done.stderr
     assert 'Epoch(train) [1][1/' in done.stdout + done.stderr
     write_tiny_config(cwd / 'wider.py', MASK_RCNN, channels=(8, 12, 16, 32))
     done = run_tool(

@@ -1,14 +1,12 @@
 """Checks of COCO annotation files that need no images."""
 
-import math
 import os
 from collections import defaultdict
 
-import numpy as np
+from mmcasvit.datasets.config import category_name_fault, category_order_fault, folder_of
+from mmcasvit.datasets.outlines import is_coordinate, polygon_fault, rle_fault
 
-from mmcasvit.datasets.config import category_order_fault, folder_of
-
-from .listing import is_id, is_image
+from .listing import has_size, is_id, is_image
 from .problems import CheckedDataset
 
 # Pixels that a box may extend beyond its image, for rounding.
@@ -24,7 +22,9 @@ def check_annotations(data: CheckedDataset) -> None:
 
 def _check_classes(data: CheckedDataset) -> None:
     names = [category['name'] for category in data.content['categories']]
-    if fault := category_order_fault(names, data.classes):
+    if fault := category_name_fault(names, data.classes):
+        data.add('duplicate_category', data.annotation_file, fault)
+    elif fault := category_order_fault(names, data.classes):
         data.add('class_order', data.annotation_file, fault)
     for name in set(data.classes) - set(names):
         data.add('class_missing', data.annotation_file, f'{name!r}; mmdet would number the classes after it wrongly')
@@ -91,14 +91,14 @@ def _check_entries(data: CheckedDataset, images: dict) -> None:
 
 def _check_shape(data: CheckedDataset, annotation: dict, image: dict, where: str, about: dict) -> None:
     box = annotation['bbox']
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        data.add('malformed', where, f'bbox is {str(box)[:80]}, expected four numbers', **about)
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))):
+        data.add('malformed', where, f'bbox is {str(box)[:80]}, expected four numbers of at most 1e9', **about)
         return
     about = dict(about, box=tuple(box))
     x, y, w, h = box
-    sized = all(isinstance(image.get(side), int) for side in ('width', 'height'))
+    sized = has_size(image)
     width, height = (image['width'], image['height']) if sized else (0, 0)
-    if not _is_number(annotation['area']) or annotation['area'] <= 0 or w < 1 or h < 1:
+    if not is_coordinate(annotation['area']) or annotation['area'] <= 0 or w < 1 or h < 1:
         data.add('empty_box', where, f'bbox {box}, area {annotation["area"]}', **about)
     elif sized and (
         x < -OUTSIDE_TOLERANCE
@@ -117,75 +117,9 @@ def _check_shape(data: CheckedDataset, annotation: dict, image: dict, where: str
             data.add('broken_rle', where, fault, **about)
     else:
         faults = (
-            [fault for part in segmentation if (fault := polygon_fault(part))]
+            [fault for part in segmentation if (fault := polygon_fault(part, (height, width) if sized else None))]
             if isinstance(segmentation, list)
             else [f'segmentation is a {type(segmentation).__name__}, expected a list of polygons']
         )
         if faults:
             data.add('broken_polygon', where, faults[0], **about)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def polygon_fault(points) -> str:
-    """Describe what is wrong with a polygon ``[x, y, x, y, ...]``, or return ``''``."""
-    if not isinstance(points, list) or not all(map(_is_number, points)):
-        return 'some coordinates are not numbers'
-    if len(points) % 2 or len(points) < 6:
-        return f'{len(points)} numbers; a polygon needs an even number of at least 6'
-    corners = np.array(points, float).reshape(-1, 2)
-    if (corners == corners[0]).all():
-        return 'all corners are the same point'
-    return ''
-
-
-def rle_fault(code: dict, size: tuple[int, int]) -> str:
-    """Describe what is wrong with a run-length encoding, or return ``''``.
-
-    The runs are added up here because pycocotools does not check them: it would write beyond the end of the mask.
-
-    Args:
-        code: Encoding ``dict(size=(H, W), counts=...)``, compressed or not.
-        size: Height and width of the image in pixels.
-    """
-    if list(code.get('size') or []) != list(size):
-        return f'its size is {code.get("size")}, but the image has {list(size)} (height, width)'
-    try:
-        counts = code['counts']
-        runs = counts if isinstance(counts, list) else decode_runs(counts)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return 'its counts cannot be decoded'
-    if not all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs):
-        return 'some of its runs are not integers of at least 0'
-    if sum(runs) != size[0] * size[1]:
-        return f'its runs add up to {sum(runs)} pixels, but the image has {size[0] * size[1]}'
-    return ''
-
-
-def decode_runs(text: str) -> list[int]:
-    """Decode the compressed counts of a COCO run-length encoding.
-
-    Each character holds five bits, low ones first. From the fourth run on, the value is the difference from the run
-    two before.
-
-    Raises:
-        ValueError: If a character is invalid or the last run is incomplete.
-    """
-    runs, value, shift = [], 0, 0
-    for character in text.encode('ascii'):
-        bits = character - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f'{chr(character)!r} is not a character of a run-length encoding')
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    if shift:
-        raise ValueError('the last run is incomplete')
-    return runs

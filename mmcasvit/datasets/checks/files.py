@@ -19,8 +19,12 @@ from rich.progress import Progress
 
 from mmcasvit.datasets.config import dataset_type, default_of
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import DATA_FORMATS, check_regular, open_image
 
 from .problems import CheckedDataset, Sample
+
+# The tag of EXIF that asks for a rotation or a flip.
+_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -31,6 +35,8 @@ class FileReport:
         digest: Hash of the bytes of the image.
         size: ``(width, height)`` of the image in pixels after the rotation that its EXIF entry asks for.
         rotated: Whether that rotation changed the size.
+        turned: Whether the EXIF entry asks for any rotation or flip.
+        format: Pillow's name of the format of the image.
         error, mask_error: What went wrong, or ``''``.
         mask_mode: Mode of the mask in Pillow's terms.
         labels: Different values of the mask, up to 1000.
@@ -39,6 +45,8 @@ class FileReport:
     digest: str = ''
     size: tuple[int, int] | None = None
     rotated: bool = False
+    turned: bool = False
+    format: str = ''
     error: str = ''
     mask_error: str = ''
     mask_size: tuple[int, int] | None = None
@@ -50,17 +58,19 @@ def read_sample(sample: Sample) -> FileReport:
     """Decode an image and its mask completely."""
     report = FileReport()
     try:
-        if os.path.exists(sample.image) and not os.path.isfile(sample.image):
-            raise OSError('not a file')
+        check_regular(sample.image)
         content = Path(sample.image).read_bytes()
         report.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
+        with warnings.catch_warnings(), open_image(io.BytesIO(content), DATA_FORMATS) as image:
             warnings.simplefilter('ignore')  # about large images; Pillow raises an error for very large ones
             image.load()
             report.size = ImageOps.exif_transpose(image).size
             report.rotated = report.size != image.size
-        if not cv2.haveImageReader(sample.image):
-            report.error = 'OpenCV, which mmcv reads images with, does not support this format'
+            report.turned, report.format = image.getexif().get(_ORIENTATION, 1) not in (0, 1), image.format or ''
+        # The other formats have variants that OpenCV does not read.
+        if report.format not in ('JPEG', 'PNG', 'BMP', 'WEBP'):
+            if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
+                report.error = f'OpenCV, which mmcv reads images with, does not support this kind of {report.format}'
     except Image.UnidentifiedImageError:
         report.error = 'not an image, or in a format that Pillow does not support' if content else 'the file is empty'
     except Exception as error:  # decoders raise nearly anything
@@ -68,7 +78,7 @@ def read_sample(sample: Sample) -> FileReport:
     if not sample.mask:
         return report
     try:
-        with Image.open(sample.mask) as mask:
+        with open_image(sample.mask, DATA_FORMATS) as mask:
             report.mask_mode, report.mask_size = mask.mode, mask.size
             labels = np.asarray(mask)
         if labels.ndim == 2:
@@ -131,6 +141,10 @@ def _check_image(data: CheckedDataset, sample: Sample, report: FileReport) -> No
         data.add('missing_image', sample.image, 'no such file', **about)
     elif report.error:
         data.add('unreadable_image', sample.image, report.error, **about)
+    elif report.turned and report.format == 'WEBP':
+        data.add('orientation', sample.image, 'OpenCV and Pillow rotate a WebP image differently', **about)
+    elif report.turned and sample.mask and 'ignore_orientation' not in repr(data.config.get('pipeline')):
+        data.add('orientation', sample.image, f'its mask is not: {sample.mask}', mask=sample.mask, **about)
     elif sample.size and report.size and report.size != sample.size:
         rotated = ' after the rotation in its EXIF entry' if report.rotated else ''
         data.add(

@@ -17,6 +17,7 @@ _DROPS_IMAGE = (
     'missing_image',
     'unreadable_image',
     'wrong_size',
+    'orientation',
     'missing_mask',
     'unreadable_mask',
     'mask_size',
@@ -29,7 +30,7 @@ _DROPS_ANNOTATION = ('no_such_image', 'unknown_category', 'empty_box', 'broken_p
 
 def fixed_path(data: CheckedDataset) -> Path | None:
     """Return the path of the fixed file: next to the annotation file, or next to the folder of the images."""
-    if data.reads == 'images':
+    if data.reads in ('images', 'voc'):
         return None
     original = Path(data.annotation_file or folder_of(data.config, 'img_path').rstrip('/'))
     suffix = original.suffix if data.annotation_file else '.txt'
@@ -54,7 +55,7 @@ def write_fixed(data: CheckedDataset) -> str:
         A message that says what was done, and how to use the file.
     """
     path = fixed_path(data)
-    if path is None or any(problem.kind == 'bad_file' for problem in data.problems):
+    if path is None or any(problem.kind in ('bad_file', 'duplicate_category') for problem in data.problems):
         return f'{data.name}: cannot be fixed automatically'
     if data.reads == 'coco':
         content, done = fix_coco(data)

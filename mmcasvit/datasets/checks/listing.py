@@ -17,10 +17,15 @@ from mmcasvit.datasets.config import (
     folder_of,
     named_leaf_datasets,
     reads_annotations_as,
+    zero_label_fault,
 )
+from mmcasvit.datasets.outlines import LARGEST
+from mmcasvit.datasets.sources import check_sources, listed_images, listed_outside, read_data_as_data, read_names
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import check_regular
 
 from .problems import CheckedDataset, Sample
+from .voc import read_xml
 
 
 def load_datasets(cfg: Config, splits: list[str], limit: int | None = None) -> list[CheckedDataset]:
@@ -34,9 +39,10 @@ def load_datasets(cfg: Config, splits: list[str], limit: int | None = None) -> l
         limit: Maximum number of images of each dataset.
 
     Raises:
-        UsageError: If the config has no data for the splits, or data that is not on a local disk.
+        UsageError: If the config has no data for the splits, data that is not on a local disk, or a pickle.
     """
     init_default_scope(cfg.default_scope)
+    read_data_as_data()
     found, seen = [], []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
@@ -66,22 +72,32 @@ def _load(split: str, name: str, config: ConfigDict, scope: str, limit: int | No
         data_folders(config),
         annotation_file(config),
     )
-    dict(coco=_list_coco, masks=_list_masks, images=_list_images)[data.reads](data, kind)
+    check_sources(config, name)
+    if fault := zero_label_fault(config, kind, scope):
+        data.add('zero_label', name, fault)
+    file = data.annotation_file
+    if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+        data.add('bad_file', file, 'neither a file nor a folder')
+    else:
+        dict(coco=_list_coco, voc=_list_voc, masks=_list_masks, images=_list_images)[data.reads](data, kind)
     data.samples = data.samples[:limit]
     return data
 
 
 def _list_coco(data: CheckedDataset, kind: type) -> None:
     try:
-        content = json.loads(Path(data.annotation_file).read_bytes())
-    except (OSError, ValueError) as error:
+        check_regular(data.annotation_file)
+        # As text, since JSON in other encodings, or after a byte order mark, is refused by pycocotools as well.
+        content = json.loads(Path(data.annotation_file).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
         data.add('bad_file', data.annotation_file, f'{type(error).__name__}: {error}')
         return
     for key in ('images', 'annotations', 'categories'):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             data.add('bad_file', data.annotation_file, f'it has no list of {key}')
             return
-    if not all(isinstance(category, dict) and {'id', 'name'} <= category.keys() for category in content['categories']):
+    categories = content['categories']
+    if not all(isinstance(c, dict) and is_id(c.get('id')) and isinstance(c.get('name'), str) for c in categories):
         data.add('bad_file', data.annotation_file, 'a category lacks its id or name')
         return
     data.content = content
@@ -92,11 +108,41 @@ def _list_coco(data: CheckedDataset, kind: type) -> None:
             data.add('malformed', where, 'an image needs id, file_name, width, and height', image_index=index)
             continue
         path = os.path.join(folder, image['file_name'])
+        if '://' in image['file_name']:
+            data.add('malformed', where, f'{image["file_name"]}: mmengine takes :// for an address', image_index=index)
+            continue
         size = image.get('width'), image.get('height')
-        sized = all(isinstance(side, int) and side > 0 for side in size)
-        if not sized:
+        if not has_size(image):
             data.add('malformed', path, f'width and height are {size}, expected positive integers', image_index=index)
-        data.samples.append(Sample(path, size=size if sized else None, index=index))
+        data.samples.append(Sample(path, size=size if has_size(image) else None, index=index))
+
+
+def _list_voc(data: CheckedDataset, kind: type) -> None:
+    try:
+        listed = list(listed_images(data.config, kind))
+    except UsageError as error:
+        data.add('bad_file', data.annotation_file, str(error))
+        return
+    objects, unknown = Counter(), Counter()
+    for name, count in Counter(entry.name for entry in listed).items():
+        if count > 1:
+            data.add('duplicate_file', name, f'listed {count} times in {data.annotation_file}')
+    for index, entry in enumerate(listed):
+        size = None
+        if data.is_outside(entry.xml):
+            data.add('path_outside', entry.xml, f'not in {" or ".join(data.folders)}', image_index=index)
+        else:
+            size, names = read_xml(data, entry, index)
+            objects.update(name for name in names if name in data.classes)
+            unknown.update(name for name in names if name not in data.classes)
+        if '://' in entry.name:
+            data.add('malformed', entry.name, 'mmengine takes :// for an address', image_index=index)
+        else:
+            data.samples.append(Sample(entry.image, size=size, index=index))
+    for name, count in unknown.items():
+        data.add('unknown_class', data.annotation_file, f'{name!r}: {count} objects')
+    if not objects:
+        data.add('no_instances', data.annotation_file, f'{len(listed)} images, no object of the classes of the config')
 
 
 def _list_masks(data: CheckedDataset, kind: type) -> None:
@@ -104,7 +150,11 @@ def _list_masks(data: CheckedDataset, kind: type) -> None:
     image_suffix = data.config.get('img_suffix') or default_of(kind, 'img_suffix')
     mask_suffix = data.config.get('seg_map_suffix') or default_of(kind, 'seg_map_suffix')
     if data.annotation_file and os.path.isfile(data.annotation_file):
-        names = [line.strip() for line in Path(data.annotation_file).read_text().splitlines()]
+        try:
+            names = [line.strip() for line in read_names(data.annotation_file)]
+        except UsageError as error:
+            data.add('bad_file', data.annotation_file, str(error))
+            return
     elif os.path.isdir(images):
         names = sorted(
             str(path.relative_to(images))[: -len(image_suffix)] for path in Path(images).rglob(f'*{image_suffix}')
@@ -131,6 +181,10 @@ def _list_masks(data: CheckedDataset, kind: type) -> None:
 def _list_images(data: CheckedDataset, kind: type) -> None:
     config = ConfigDict(data.config, pipeline=[], lazy_init=False)
     try:
+        if outside := listed_outside(config, kind):  # building the dataset would open them
+            for path in outside:
+                data.add('path_outside', path, f'not in {" or ".join(data.folders)}')
+            return
         built = DATASETS.build(config)
         infos = [built.get_data_info(index) for index in range(len(built))]
     except Exception as error:  # datasets raise anything if their files are not as expected
@@ -139,6 +193,14 @@ def _list_images(data: CheckedDataset, kind: type) -> None:
     data.samples = [
         Sample(str(info['img_path']), index=index) for index, info in enumerate(infos) if 'img_path' in info
     ]
+
+
+def has_size(image: dict) -> bool:
+    """Return whether an entry has a width and a height in pixels."""
+    return all(
+        isinstance(image.get(side), int) and not isinstance(image[side], bool) and 0 < image[side] <= LARGEST
+        for side in ('width', 'height')
+    )
 
 
 def is_id(value) -> bool:

@@ -6,6 +6,7 @@ from mmengine.config import ConfigDict
 
 from mmcasvit.datasets.config import folder_of
 from mmcasvit.datasets.folders import is_outside
+from mmcasvit.utils.text import printable
 
 # What the report calls each kind of problem, in the order of the report.
 KINDS = dict(
@@ -13,6 +14,9 @@ KINDS = dict(
     no_instances='datasets without images or instances',
     class_missing='classes of the config that are missing from the annotation file',
     class_order='annotation files whose categories are not in the order of the classes of the config',
+    duplicate_category='annotation files with a category name that is used twice',
+    zero_label='datasets whose pipeline has another reduce_zero_label',
+    unknown_class='names of objects that are not classes of the config, which are left out without a word',
     duplicate_image_id='images that share an id',
     duplicate_file='images listed more than once',
     duplicate_annotation_id='annotations with the id of an earlier one',
@@ -21,6 +25,8 @@ KINDS = dict(
     missing_image='missing images',
     unreadable_image='unreadable or truncated images',
     wrong_size='images whose size differs from the recorded size',
+    orientation='images that their EXIF entry rotates, unlike their mask or for some readers only',
+    broken_xml='missing or unreadable XML files of images',
     no_such_image='annotations of images that are not listed',
     unknown_category='annotations of categories that are not listed',
     empty_box='boxes smaller than one pixel',
@@ -86,8 +92,8 @@ class CheckedDataset:
     Attributes:
         split: ``'train'``, ``'val'``, or ``'test'``.
         name: Name by which ``--cfg-options`` reaches the dataset.
-        reads: Kind of its annotations: ``'coco'``, ``'masks'``, or ``'images'`` for any other, of which only the
-            images are checked.
+        reads: Kind of its annotations: ``'coco'``, ``'voc'``, ``'masks'``, or ``'images'`` for any other, of which only
+            the images are checked.
         classes: Names of the classes in the order of the labels.
         folders: Folders that its files must be in, or an empty list if they may be anywhere.
         content: Content of the annotation file of a COCO dataset.
@@ -116,5 +122,10 @@ class CheckedDataset:
     def is_outside(self, path: str) -> bool:
         return bool(self.folders) and is_outside(self.folders, path)
 
+    @property
+    def not_checked(self) -> str:
+        """What the checks leave out, or ``''``."""
+        return f'boxes, masks and labels of {self.config.get("type")}' if self.reads == 'images' else ''
+
     def add(self, kind: str, where: str, detail: str, **rest) -> None:
-        self.problems.append(Problem(kind, where, detail, **rest))
+        self.problems.append(Problem(kind, printable(where), printable(detail), **rest))

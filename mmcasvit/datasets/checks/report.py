@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+from mmcasvit.utils.text import printable
+
 from .problems import KINDS, CheckedDataset
 
 
@@ -9,8 +11,9 @@ def as_text(datasets: list[CheckedDataset], examples: int) -> str:
     """Return the number of problems of each kind by dataset, with up to ``examples`` examples of each kind."""
     lines = []
     for data in datasets:
-        note = ' (only images are checked for this type of dataset)' if data.reads == 'images' else ''
-        lines.append(f'{data.split}: {len(data.samples)} images, {data.source}{note}')
+        lines.append(f'{data.split}: {len(data.samples)} images, {printable(data.source)}')
+        if data.not_checked:
+            lines.append(f'  not checked: {data.not_checked}')
         for kind, meaning in KINDS.items():
             problems = [problem for problem in data.problems if problem.kind == kind]
             if not problems:
@@ -29,7 +32,23 @@ def as_json(datasets: list[CheckedDataset]) -> dict:
             split=data.split,
             images=len(data.samples),
             checked=data.reads,
+            not_checked=data.not_checked,
             problems=[asdict(problem) for problem in data.problems],
         )
         for data in datasets
     }
+
+
+def conclusion(datasets: list[CheckedDataset], limit: int | None = None) -> str:
+    """Return the last line of the report: the number of problems, and what was not checked."""
+    problems = sum(len(data.problems) for data in datasets)
+    left_out = list(dict.fromkeys(data.not_checked for data in datasets if data.not_checked))
+    if limit is not None:
+        left_out.append(f'images after the first {limit} of each dataset')
+    if problems:
+        return f'problems found: {problems}'
+    return (
+        f'no problems found in what was checked; not checked: {", ".join(left_out)}'
+        if left_out
+        else 'no problems found'
+    )

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from mmcasvit.utils.images import DATA_FORMATS, open_image
+
 from .problems import KINDS, CheckedDataset, Problem
 
 
@@ -32,7 +34,7 @@ def _draw(problem: Problem, size: tuple[int, int] = (300, 200)) -> Image.Image:
     cell = Image.new('RGB', (size[0] + 8, size[1] + 56), 'white')
     pen = ImageDraw.Draw(cell)
     try:
-        with Image.open(problem.image) as file:
+        with open_image(problem.image, DATA_FORMATS) as file:
             full = file.size
             file.draft('RGB', size)  # decodes a JPEG at a fraction of its size
             image = ImageOps.exif_transpose(file.convert('RGB'))
@@ -69,7 +71,7 @@ def _draw(problem: Problem, size: tuple[int, int] = (300, 200)) -> Image.Image:
 def _with_labels(image: Image.Image, mask: str) -> Image.Image:
     """Blend an image with the labels of its mask, each in another color."""
     try:
-        with Image.open(mask) as file:
+        with open_image(mask, DATA_FORMATS) as file:
             labels = np.asarray(file.resize(image.size, Image.Resampling.NEAREST)).astype(int)
     except Exception:
         return image

@@ -1,18 +1,23 @@
 """tools/check_dataset.py finds each kind of problem once, draws it, and removes it with --fix."""
 
 import json
+import os
+import pickle
 import shutil
 import sys
 
 import numpy as np
 import pytest
+from helpers.attack import Attack
 from helpers.repository import ROOT, load_tool
 from mmengine.config import Config
 from PIL import Image
 
+from mmcasvit.apis.preflight import check_data
 from mmcasvit.datasets.checks.fixed_files import fix_coco
 from mmcasvit.datasets.checks.problems import KINDS
 from mmcasvit.datasets.shapes import write_dataset
+from mmcasvit.utils.errors import UsageError
 
 CONFIGS = [
     ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
@@ -96,11 +101,11 @@ def grow(path, mode='RGB'):
     Image.new(mode, (WIDTH + 1, HEIGHT), 1).save(path)
 
 
-def turn(path):
+def turn(path, orientation=6, **options):
     image = Image.open(path)
     exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(path, exif=exif)
+    exif[0x0112] = orientation
+    image.save(path, exif=exif, **options)
 
 
 def first(coco, **values):
@@ -108,10 +113,18 @@ def first(coco, **values):
 
 
 COCO_FAULTS = dict(
-    bad_file=[lambda c: c.content.pop('images'), lambda c: c.content.update(categories=[{}])],
+    bad_file=[
+        lambda c: c.content.pop('images'),
+        lambda c: c.content.update(categories=[{}]),
+        lambda c: c.content['categories'][0].update(name=['x']),
+    ],
     no_instances=[lambda c: c.content.update(annotations=[])],
     class_missing=[lambda c: c.content['categories'][0].update(name='cube')],
     class_order=[lambda c: c.content['categories'].reverse()],
+    duplicate_category=[
+        lambda c: c.content['categories'].append(dict(c.content['categories'][-1], id=77)),
+        lambda c: c.content['categories'].append(dict(c.content['categories'][0], id=77)),
+    ],
     duplicate_image_id=[
         lambda c: (
             shutil.copy(c.path, c.images / 'new.jpg'),
@@ -127,6 +140,10 @@ COCO_FAULTS = dict(
         lambda c: c.content['annotations'].append(3),
         lambda c: c.image.pop('width'),
         lambda c: c.content['images'].append({'id': 98}),
+        lambda c: c.image.update(width=True),
+        lambda c: c.image.update(file_name='http://example.org/x.jpg'),
+        lambda c: first(c, bbox=[1, 2, 3, 10**400]),
+        lambda c: first(c, bbox=[1e10, 2, 3, 4]),
     ],
     path_outside=[lambda c: c.image.update(file_name='../../../x.jpg'), lambda c: c.image.update(file_name='/x.jpg')],
     missing_image=[lambda c: c.path.unlink()],
@@ -137,6 +154,7 @@ COCO_FAULTS = dict(
         lambda c: (c.path.unlink(), c.path.mkdir()),
     ],
     wrong_size=[lambda c: grow(c.path), lambda c: turn(c.path)],
+    orientation=[lambda c: turn(c.path, 3, format='WEBP')],
     no_such_image=[lambda c: first(c, image_id=12345)],
     unknown_category=[lambda c: first(c, category_id=77)],
     empty_box=[
@@ -151,6 +169,8 @@ COCO_FAULTS = dict(
         lambda c: first(c, segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
         lambda c: first(c, segmentation=[['a'] * 6]),
         lambda c: first(c, segmentation='outline'),
+        lambda c: first(c, segmentation=[[1, 2, 3, 4, 3e7, 6]]),
+        lambda c: first(c, segmentation=[[1, 2, 3, 4, 10**400, 6]]),
     ],
     broken_rle=[
         lambda c: first(c, segmentation=dict(size=[HEIGHT, WIDTH], counts=[5, 5])),
@@ -187,7 +207,7 @@ def test_coco_fault_is_found_drawn_and_fixed(kind, plant, data, check, detector,
     if found[0]['image']:
         assert np.asarray(Image.open(tmp_path / 'sheet.png')).std() > 10
     fixed = coco.file.with_name('instances_train2017.fixed.json')
-    if kind in ('bad_file', 'class_missing', 'no_instances'):
+    if kind in ('bad_file', 'class_missing', 'duplicate_category', 'no_instances'):
         assert not fixed.exists()
         return
     use = out.split('to use it: --cfg-options ')[1].split()[0]
@@ -213,6 +233,7 @@ MASK_FAULTS = dict(
     mask_labels=lambda image, mask: relabel(mask, 9),
     mask_without_image=lambda image, mask: shutil.copy(mask, mask.with_name('stray.png')),
     unreadable_image=lambda image, mask: image.write_bytes(image.read_bytes()[:300]),
+    orientation=lambda image, mask: turn(image, 3),
     overlap=lambda image, mask: shutil.copy(image.parent.parent / 'validation' / image.name, image),
 )
 
@@ -315,3 +336,112 @@ def test_boxes_are_clipped_and_ids_made_unique(data, tool, detector):
     assert len(set(ids)) == len(ids) == len(coco.content['annotations'])
     assert next(a for a in content['annotations'] if a['id'] == coco.annotations[0]['id'])['bbox'] == [0, 60, 7, 4]
     assert done == ['clipped boxes to their image, or left them out: 1', 'gave annotations a new id: 1']
+
+
+@pytest.mark.parametrize(
+    'harm',
+    [
+        lambda text: b'\xef\xbb\xbf' + text,
+        lambda text: text.decode().encode('utf-16'),
+        lambda text: b'[' * 100_000,
+        lambda text: text[:-1] + b', "x": ' + b'9' * 5000 + b'}',
+        lambda text: text.replace(b'000000000001.jpg', b'caf\xe9.jpg'),
+    ],
+    ids=['byte order mark', 'UTF-16', 'deeply nested', '5000 digits', 'Latin-1'],
+)
+def test_a_json_that_training_cannot_read_is_named(harm, data, check, detector):
+    file = Coco(data).file
+    file.write_bytes(harm(file.read_bytes()))
+    status, out, _ = check(detector, '--workers', 1, '--splits', 'train', '--cfg-options', f'data_root={data}/coco/')
+    assert status == 1
+    assert KINDS['bad_file'] in out
+
+
+@pytest.mark.parametrize('place', ['coco/annotations/instances_train2017.json', 'coco/train2017/000000000001.jpg'])
+def test_a_pipe_is_named_and_not_read(place, data, check, detector):
+    (data / place).unlink()
+    os.mkfifo(data / place)
+    status, out, _ = check(detector, '--workers', 1, '--splits', 'train', '--cfg-options', f'data_root={data}/coco/')
+    assert status == 1
+    assert (data / place).name in out
+
+
+def test_file_names_in_latin_1_are_checked_and_printed(data, check, segmentor, capsys):
+    for folder, suffix in (('images', 'jpg'), ('annotations', 'png')):
+        file = data / f'ade/{folder}/training/000000000001.{suffix}'
+        file.rename(file.with_name(os.fsdecode(f'café.{suffix}'.encode('latin-1'))))
+    options = ['--workers', 1, '--splits', 'train', '--cfg-options', f'data_root={data}/ade']
+    status, out, err = check(segmentor, *options)
+    assert (status, out.splitlines()[-1]) == (0, 'no problems found'), err
+    (data / 'ade/annotations/training' / os.fsdecode('café.png'.encode('latin-1'))).unlink()
+    status, out, _ = check(segmentor, *options)
+    assert status == 1
+    assert 'caf\\udce9.png: missing' in out
+
+
+def test_a_list_in_latin_1_is_named(data, check, segmentor):
+    (data / 'ade/list.txt').write_bytes('café\n'.encode('latin-1'))
+    options = [f'data_root={data}/ade', 'train_dataloader.dataset.ann_file=list.txt']
+    status, out, _ = check(segmentor, '--workers', 1, '--splits', 'train', '--cfg-options', *options)
+    assert (status, 'is not UTF-8 text' in out) == (1, True)
+
+
+@pytest.mark.parametrize('in_dataset', [True, False])
+def test_another_reduce_zero_label_in_the_pipeline_is_named(in_dataset, data, check, segmentor):
+    cfg = Config.fromfile(segmentor, import_custom_modules=False)
+    cfg.train_dataloader.dataset.update(data_root=f'{data}/ade', reduce_zero_label=in_dataset)
+    cfg.train_dataloader.dataset.pipeline[0] = dict(
+        type='mmcasvit.SkipUnreadable',
+        transforms=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=not in_dataset)],
+    )
+    with pytest.raises(UsageError, match=f'reduce_zero_label is {in_dataset} in the dataset but {not in_dataset}'):
+        check_data(cfg, 'train')
+    (data / 'x.py').write_text(''.join(f'{key} = {part!r}\n' for key, part in cfg.to_dict().items()))
+    status, out, _ = check(data / 'x.py', '--workers', 1, '--splits', 'train')
+    assert (status, KINDS['zero_label'] in out) == (1, True)
+
+
+def test_pickled_annotations_are_refused_as_in_training(data, check, detector):
+    (data / 'coco/x.pkl').write_bytes(pickle.dumps(Attack(str(data / 'was_here'))))
+    options = [f'data_root={data}/coco/', 'train_dataloader.dataset.ann_file=x.pkl']
+    status, _, err = check(detector, '--workers', 1, '--cfg-options', *options)
+    assert (status, err.count('\n')) == (2, 1)
+    assert 'is a pickle, and reading one can run code' in err
+    assert not (data / 'was_here').exists()
+
+
+def test_a_pickle_under_another_key_is_not_executed(data, check, tmp_path):
+    (data / 'meta.pkl').write_bytes(pickle.dumps(Attack(str(data / 'was_here'))))
+    (data / 'names.csv').write_text('/m/0,disc\n')
+    tree = dict(LabelName='/m/0', Subcategory=[dict(LabelName='/m/0')])
+    (data / 'tree.json').write_text(json.dumps(tree))
+    (data / 'boxes.csv').write_text(
+        'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n'
+        '000000000001,x,/m/0,1,0.1,0.5,0.1,0.5,0,0,0,0,0\n'
+    )
+    dataset = dict(
+        type='OpenImagesDataset',
+        data_root=f'{data}/',
+        ann_file='boxes.csv',
+        label_file='names.csv',
+        meta_file='meta.pkl',
+        hierarchy_file='tree.json',
+        data_prefix=dict(img='coco/train2017/'),
+    )
+    text = f"default_scope = 'mmdet'\nmodel = dict()\ntrain_dataloader = dict(dataset={dataset!r})\n"
+    (tmp_path / 'x.py').write_text(text)
+    status, out, _ = check(tmp_path / 'x.py', '--workers', 1)
+    assert not (data / 'was_here').exists()
+    assert (status, KINDS['bad_file'] in out) == (1, True)
+    assert 'holds posix.mkdir' in out
+
+
+def test_what_is_not_checked_is_said(data, check, tmp_path):
+    dataset = dict(type='CustomDataset', data_root=f'{data}/coco', data_prefix='', with_label=False)
+    (tmp_path / 'x.py').write_text(
+        f"default_scope = 'mmpretrain'\nmodel = dict()\ntrain_dataloader = dict(dataset={dataset!r})\n"
+    )
+    status, out, _ = check(tmp_path / 'x.py', '--workers', 1)
+    assert status == 0
+    assert 'not checked: boxes, masks and labels of CustomDataset' in out.splitlines()[1]
+    assert out.splitlines()[-1].startswith('no problems found in what was checked; not checked: ')
