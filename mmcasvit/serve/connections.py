@@ -61,7 +61,8 @@ def configure(app, limits: Limits) -> 'uvicorn.Config':
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._alarm.cancel()
+            if self._alarm is not None:
+                self._alarm.cancel()
 
     grace = max(1, round(min(SHUTDOWN_SECONDS, limits.timeout)))
     return uvicorn.Config(app, http=BoundedConnection, ws='none', timeout_graceful_shutdown=grace)
