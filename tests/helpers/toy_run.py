@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import multiprocessing
 import os
 import random
@@ -161,6 +162,8 @@ def config(work_dir, by_epoch, interval, workers=0, ema=False, amp=False, kill=N
 
 
 def _train(settings):
+    # A handler of an earlier test may write to a stream that is closed by now; logging would print a traceback.
+    logging.raiseExceptions = False
     torch.set_num_threads(1)
     Runner(**settings, cfg=dict()).train()
 
