@@ -97,7 +97,8 @@ def get_inferencer(cfg: Config, checkpoint: str, device: str | None = None, trus
     else:
         from mmseg.apis import MMSegInferencer
 
-        inferencer = MMSegInferencer(cfg, checkpoint, device=device, show_progress=False)
+        inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        inferencer.show_progress = False  # not an argument in OpenMMLab's own mmseg
         # mmseg draws in the colors of Cityscapes by default.
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
     fit(content, inferencer.model.state_dict()).refuse(loaded=True)
