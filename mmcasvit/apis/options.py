@@ -66,7 +66,7 @@ def use_start(cfg: Config, resume: str | None, trust: bool) -> str:
         trust: As in :func:`~mmcasvit.weights.checkpoint.read_checkpoint`.
 
     Returns:
-        What ``'auto'`` decided, in a sentence, otherwise ``''``.
+        A sentence on what ``'auto'`` decided, or ``''`` for other values.
 
     Raises:
         UsageError: If the work dir has no checkpoint to resume from.
@@ -80,9 +80,11 @@ def use_start(cfg: Config, resume: str | None, trust: bool) -> str:
                 f'--resume: {Path(cfg.work_dir).absolute()} has no checkpoint. Leave out --resume to start a run, or '
                 'give --resume auto to resume only where there is something to resume.'
             )
-        origin = f'from load_from, {cfg.load_from}' if cfg.get('load_from') else 'from the initial weights'
-        decision = f'--resume auto: {f"resumed from {resume}" if resume else f"nothing to resume, started {origin}"}.'
-        decision = decision if asked == 'auto' else ''
+        if asked == 'auto' and resume is not None:
+            decision = f'--resume auto: resumed from {resume}.'
+        elif asked == 'auto':
+            origin = f'load_from, {cfg.load_from}' if cfg.get('load_from') else 'the initial weights'
+            decision = f'--resume auto: nothing to resume, started from {origin}.'
     if resume is not None:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get('load_from'):
