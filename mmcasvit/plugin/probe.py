@@ -187,5 +187,5 @@ def assign_stages(maps: Sequence[FeatureMap], framework: str, name: str, notes: 
 
 
 def lacks_operator(error: Exception) -> bool:
-    """Return True if an error says that an operator of mmcv is not implemented for this device."""
-    return 'implementation for device' in str(error)
+    """Return True if an error says that an operator of mmcv is missing, for this device or without compiled operators."""
+    return any(words in str(error) for words in ('implementation for device', 'mmcv was installed without'))

@@ -8,7 +8,7 @@ from helpers.repository import ROOT
 # A room may import rooms of an earlier line, but no other room of its own line.
 LEVELS = [
     {'version', 'registry', 'archs', 'utils'},
-    {'cli', 'weights', 'datasets'},
+    {'cli', 'weights', 'datasets', 'ops'},
     {'models'},
     {'engine'},
     {'apis'},
