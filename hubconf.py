@@ -6,16 +6,16 @@ Calling an entry point imports the package; listing them does not, so that it is
 dependencies = ['torch', 'numpy', 'mmengine', 'mmcv']
 
 
-def _refuse_pretrained(arguments):
-    if arguments.pop('pretrained', False):
-        raise ValueError(
-            'no weights are hosted for automatic download. Download the file by hand (see docs/weights.md) and pass '
-            "checkpoint='cas-vit.pth' instead of pretrained=True."
-        )
+def _published(arch, checkpoint, arguments):
+    if not arguments.pop('pretrained', False):
+        return checkpoint
+    if checkpoint is not None:
+        raise ValueError('give either checkpoint or pretrained=True, not both.')
+    return arch
 
 
 def _classifier(arch, checkpoint, arguments):
-    _refuse_pretrained(arguments)
+    checkpoint = _published(arch, checkpoint, arguments)
     from mmcasvit.models.classifier import CASViTClassifier
 
     model = CASViTClassifier(arch, **arguments)
@@ -25,7 +25,7 @@ def _classifier(arch, checkpoint, arguments):
 
 
 def _backbone(arch, checkpoint, arguments):
-    _refuse_pretrained(arguments)
+    checkpoint = _published(arch, checkpoint, arguments)
     from mmcasvit import CASViT, load_pretrained
 
     model = CASViT(arch, **arguments)
@@ -38,10 +38,11 @@ def casvit_xs(checkpoint=None, **kwargs):
     """Build the ImageNet classifier CAS-ViT xs, 3.2 M parameters: (N, 3, H, W) to logits (N, 1000).
 
     Args:
-        checkpoint: A file of the authors or of this project, read without executing its pickle. By default the
-            weights are random.
-        kwargs: Arguments of mmcasvit.models.classifier.CASViTClassifier, such as num_classes, in_chans or
-            drop_path_rate. If num_classes is given and differs from that of the file, the heads are new.
+        checkpoint: A file of the authors or of this project, or the name of published weights such as 'xs-384', read
+            without executing its pickle. By default the weights are random.
+        kwargs: pretrained=True, which downloads the authors' weights, and arguments of
+            mmcasvit.models.classifier.CASViTClassifier, such as num_classes, in_chans or drop_path_rate. If num_classes
+            is given and differs from that of the file, the heads are new.
     """
     return _classifier('xs', checkpoint, kwargs)
 
@@ -65,9 +66,10 @@ def casvit_xs_backbone(checkpoint=None, **kwargs):
     """Build the backbone CAS-ViT xs: (N, 3, H, W) to a tuple of four maps of strides 4, 8, 16 and 32.
 
     Args:
-        checkpoint: A file of a classifier, detector, segmentor or backbone with this arch, read without executing
-            its pickle. By default the weights are random.
-        kwargs: Arguments of mmcasvit.CASViT, such as out_indices, norm_eval or frozen_stages.
+        checkpoint: A file of a classifier, detector, segmentor or backbone with this arch, or the name of published
+            weights, read without executing its pickle. By default the weights are random.
+        kwargs: pretrained=True, which downloads the authors' ImageNet weights, and arguments of mmcasvit.CASViT, such
+            as out_indices, norm_eval or frozen_stages.
     """
     return _backbone('xs', checkpoint, kwargs)
 
@@ -87,16 +89,17 @@ def casvit_t_backbone(checkpoint=None, **kwargs):
     return _backbone('t', checkpoint, kwargs)
 
 
-def model(config, checkpoint=None, device='cpu'):
+def model(config, checkpoint=None, device='cpu', pretrained=False):
     """Build the detector, segmentor or classifier of a config, in eval mode and ready for the inference functions.
 
     Args:
         config: A name such as 'mask-rcnn_casvit-xs_fpn_1x_coco' (python -m mmcasvit lists them), or the path of a
             config.
-        checkpoint: A file with the weights of the whole model, read without executing its pickle. By default the
-            weights are random.
+        checkpoint: A file with the weights of the whole model, or the name of published weights, read without executing
+            its pickle. By default the weights are random.
         device: The device of the model.
+        pretrained: Download and use the authors' weights of this config.
     """
     from mmcasvit import get_model
 
-    return get_model(config, checkpoint, device)
+    return get_model(config, checkpoint, device, pretrained)

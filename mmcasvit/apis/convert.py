@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
 from mmcasvit.archs import ARCHS
@@ -43,9 +43,14 @@ def expected_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f'expected: a CAS-ViT of arch {", ".join(ARCHS)}, found: {found}. Give the config that the file was '
             'trained with: --config FILE'
         )
+    return expected_by_arch(name, len(weights.get('head.head.bias', torch.empty(1000))))
+
+
+def expected_by_arch(arch: str, classes: int = 1000) -> dict[str, Tensor]:
+    """Return the state dict, on the meta device, of a classifier."""
     with torch.device('meta'):
-        model = CASViT(name, out_indices=3)
-        head = torch.nn.Linear(model.out_channels[0], len(weights.get('head.head.bias', torch.empty(1000))))
+        model = CASViT(arch, out_indices=3)
+        head = torch.nn.Linear(model.out_channels[0], classes)
     expected = {f'backbone.{key}': value for key, value in model.state_dict().items()}
     return expected | {
         f'head.{part}.{key}': value for part in ('head', 'dist_head') for key, value in head.state_dict().items()
@@ -68,9 +73,10 @@ def expected_by_config(config: str) -> dict[str, Tensor]:
         UsageError: As in :func:`~mmcasvit.apis.config.load_config`.
     """
     cfg = load_config(config)
-    init_default_scope(cfg.default_scope)
-    cfg.model.backbone.pop('init_cfg', None)
-    return MODELS.build(cfg.model).state_dict()
+    cfg.model.get('backbone', {}).pop('init_cfg', None)
+    # The caller may be about to build another model, which must not depend on this one.
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.random.fork_rng(devices=[]):
+        return MODELS.build(cfg.model).state_dict()
 
 
 @dataclass

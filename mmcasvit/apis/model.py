@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from mmcasvit.datasets.config import leaf_datasets
+from mmcasvit.utils.errors import UsageError
 from mmcasvit.weights.checkpoint import read_checkpoint
 from mmcasvit.weights.match import load
 
@@ -17,7 +18,10 @@ from .config import get_config
 
 
 def get_model(
-    config: str | Path | Config, checkpoint: str | Path | None = None, device: str | torch.device = 'cpu'
+    config: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = 'cpu',
+    pretrained: bool = False,
 ) -> nn.Module:
     """Build the model of a config in evaluation mode, ready for the ``inference_*`` functions of its framework.
 
@@ -27,14 +31,20 @@ def get_model(
 
     Args:
         config: A name from :func:`list_configs`, the path of a config, or a config.
-        checkpoint: Weights of the whole model: a file or an http(s) address, read without executing its pickle.
+        checkpoint: Weights of the whole model: a file, an http(s) address or the name of published weights, read
+            without executing its pickle.
         device: Device of the model.
+        pretrained: Use the published weights of this config.
 
     Raises:
-        UsageError: As in :func:`get_config`.
+        UsageError: As in :func:`get_config`, or if published weights cannot be downloaded.
         WeightsError: If the checkpoint cannot be read safely or lacks a tensor of the model.
     """
     cfg = config if isinstance(config, Config) else get_config(config)
+    if pretrained:
+        if checkpoint is not None:
+            raise UsageError('give either checkpoint or pretrained=True, not both.')
+        checkpoint = Path(cfg.filename or 'a config without a file').stem
     content = {} if checkpoint is None else read_checkpoint(checkpoint)
     importlib.import_module(f'{cfg.default_scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(cfg.default_scope)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
@@ -106,11 +107,15 @@ def _how_to_get(dataset: ConfigDict) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder can be created, or written to if it exists.
+    """Check that a folder can be created, or written to if it exists, and that its name can be logged.
 
     Raises:
         UsageError: If it cannot.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f'the name of the folder {str(folder)!a} is not valid UTF-8. Choose another one.') from error
     present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not present.is_dir():
         raise UsageError(f'{folder.absolute()} cannot be a folder: {present} is a file.')
@@ -141,17 +146,26 @@ def check_launcher(launcher: str) -> None:
         )
 
 
-# The metrics of the evaluators whose names are known before the first evaluation.
+# The names that the metrics of an evaluator measure, where they are known before the first evaluation.
 _COCO_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+_IOU_METRICS = dict(mIoU=('mIoU', 'mAcc'), mDice=('mDice', 'mAcc'), mFscore=('mFscore', 'mPrecision', 'mRecall'))
+
+
+def _as_list(value: Any) -> list:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _metric_names(evaluator: dict) -> set[str]:
-    kind = str(evaluator.get('type')).rpartition('.')[2]
-    metrics = evaluator.get('metric') or dict(CocoMetric='bbox').get(kind) or ()
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    kind, prefix = str(evaluator.get('type')).rpartition('.')[2], evaluator.get('prefix')
+    if kind == 'IoUMetric':
+        metrics = _as_list(evaluator.get('iou_metrics', 'mIoU'))
+        if unknown := [metric for metric in metrics if metric not in _IOU_METRICS]:
+            raise UsageError(f'IoUMetric has no iou_metrics {unknown[0]!r}. Valid: {", ".join(_IOU_METRICS)}.')
+        names = {'aAcc', *(name for metric in metrics for name in _IOU_METRICS[metric])}
+        return {f'{prefix}/{name}' if prefix else name for name in names}
+    metrics = _as_list(evaluator.get('metric') or dict(CocoMetric='bbox').get(kind))
     if kind == 'CocoMetric' and not set(metrics) - {'bbox', 'segm'} and not evaluator.get('metric_items'):
-        prefix = evaluator.get('prefix') or 'coco'
-        return {f'{prefix}/{metric}_{name}' for metric in metrics for name in _COCO_METRICS}
+        return {f'{prefix or "coco"}/{metric}_{name}' for metric in metrics for name in _COCO_METRICS}
     return set()
 
 
@@ -268,7 +282,7 @@ def warn_about_random_backbone(cfg: Config) -> None:
     if expects_weights and not backbone.get('init_cfg') and not cfg.get('load_from') and not cfg.get('resume'):
         print_log(
             'The backbone starts from RANDOM weights, with its BatchNorm statistics frozen. The published results '
-            'start from ImageNet weights: give them with --pretrained FILE.',
+            'start from ImageNet weights: give them with --pretrained FILE, or by name, such as --pretrained xs.',
             logger='current',
             level=logging.WARNING,
         )

@@ -299,7 +299,7 @@ class CASViTClassifier(nn.Module):
         may be a detector or segmentor. If ``in_chans`` is not 3, the first convolution is adapted from RGB.
 
         Args:
-            checkpoint: A file or an http(s) address.
+            checkpoint: A file, an http(s) address, or the name of published weights, such as ``xs-384``.
             new_heads: Keep the heads as they are if the file has another number of classes.
 
         Raises:

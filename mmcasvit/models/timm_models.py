@@ -36,14 +36,19 @@ _CFG = dict(
     paper_ids='arXiv:2408.03703',
     origin_url='https://github.com/Tianfang-Zhang/CAS-ViT',
 )
-# ft_in1k_384 is the published fine-tuning, which squeezes the whole image into a square.
+# ft_in1k_384 is the published fine-tuning, which squeezes the whole image into a square. Files are the names of
+# published weights.
 default_cfgs = generate_default_cfgs(
     {
-        f'casvit_{arch}.{tag}': _CFG | settings
+        f'casvit_{arch}.{tag}': _CFG | dict(file=arch + suffix) | settings
         for arch in ('xs', 's', 'm', 't')
-        for tag, settings in [
-            ('in1k', {}),
-            ('ft_in1k_384', dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, crop_mode='squash')),
+        for tag, suffix, settings in [
+            ('in1k', '', {}),
+            (
+                'ft_in1k_384',
+                '-384',
+                dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, crop_mode='squash'),
+            ),
         ]
     }
 )
@@ -91,9 +96,8 @@ def _create(
     source = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and not (source.has_weights or source.state_dict):
         raise WeightsError(
-            f'no weights of {variant} are hosted for automatic download. Download the file by hand (see '
-            "docs/weights.md) and pass pretrained=True, pretrained_cfg_overlay=dict(file='cas-vit.pth'), or "
-            "checkpoint_path='cas-vit.pth' without pretrained."
+            f"pretrained_cfg of {variant} names no weights. Leave it out, or add file='cas-vit.pth' or the name of "
+            "published weights, such as file='xs'."
         )
     feature_cfg: dict = dict(out_indices=(0, 1, 2, 3), feature_cls='getter')
     if kwargs.get('features_only', False):

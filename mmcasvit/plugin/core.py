@@ -49,7 +49,7 @@ def plug(
         cfg: A config, its path, or its name in an installed package, such as
             ``'mmdet::atss/atss_r50_fpn_1x_coco.py'``. It is not changed.
         arch: As in :class:`mmcasvit.CASViT`.
-        pretrained: File or URL of ImageNet weights for the backbone.
+        pretrained: File, URL or name (such as ``m``) of ImageNet weights for the backbone.
         drop_path_rate: As in :class:`mmcasvit.CASViT`. None selects that of the published recipes: 0.1 for m, t and
             l, 0 for xs and s.
         norm_eval: Keep the backbone's BatchNorms in eval mode, as in the published recipes. Use False to train from

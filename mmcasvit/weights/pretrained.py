@@ -25,7 +25,7 @@ def load_pretrained(
 
     Args:
         backbone: A :class:`mmcasvit.CASViT`. It is left as it was if the file is refused.
-        checkpoint: A file or an http(s) address.
+        checkpoint: A file, an http(s) address, or the name of published weights, such as ``xs``.
         prefix: Take only the keys with this prefix. By default ``backbone.`` is found automatically.
         map_location: The device to read the tensors to.
         trust: As in :func:`~mmcasvit.weights.checkpoint.read_checkpoint`.

@@ -81,6 +81,15 @@ def test_links_match_the_readme_and_are_unique():
     assert len(set(links.values())) == len(links)
 
 
+def test_published_weights_have_a_short_name():
+    aliases = {model['Alias']: model['Name'] for model in MODELS if 'Alias' in model}
+    assert sorted(aliases.values()) == sorted(model['Name'] for model in MODELS if 'Weights' in model)
+    for alias, name in aliases.items():
+        kind, arch, size = re.fullmatch(rf'(?:(\S+)-)?({"|".join(ARCHS)})(-384)?', alias).groups()
+        assert name.startswith(f'{kind}_casvit-{arch}_' if kind else f'casvit-{arch}_')
+        assert name.endswith('384') == bool(size)
+
+
 def test_the_schedule_matches_the_name():
     schedules = {
         '1x': ('Epochs', 12),

@@ -122,7 +122,7 @@ def test_the_fine_tuned_config_sees_the_whole_image():
     cfg = timm.data.resolve_model_data_config(timm.create_model('casvit_m.ft_in1k_384', num_classes=0))
     assert (cfg['input_size'], cfg['crop_pct'], cfg['crop_mode']) == ((3, 384, 384), 1.0, 'squash')
     assert timm.list_models('casvit*') == [f'casvit_{arch}' for arch in sorted(ARCHS)]
-    assert not timm.list_models('casvit*', pretrained=True)
+    assert timm.list_models('casvit_s*', pretrained=True) == ['casvit_s.ft_in1k_384', 'casvit_s.in1k']
 
 
 @needs_timm
@@ -244,9 +244,20 @@ def test_pretrained_weights_adapt_to_classes_and_channels(classifier_file, class
 
 
 @needs_timm
+def test_published_weights_are_found_by_name(classifier_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a file comes before published weights of that name
+    weights = torch.load(classifier_file, weights_only=True)['model']
+    for name, value in (('xs', 1.0), ('xs-384', 2.0)):
+        torch.save(weights | {'head.bias': torch.full((1000,), value)}, name)
+    for name, value in (('casvit_xs', 1.0), ('casvit_xs.ft_in1k_384', 2.0)):
+        bias = timm.create_model(name, pretrained=True).state_dict()['head.head.bias']
+        assert_close(bias, torch.full((1000,), value))
+
+
+@needs_timm
 def test_files_that_cannot_be_loaded_are_refused(classifier_file, tmp_path):
-    with pytest.raises(WeightsError, match=r'no weights of casvit_s are hosted.*pretrained_cfg_overlay=dict\(file='):
-        timm.create_model('casvit_s', pretrained=True)
+    with pytest.raises(WeightsError, match=r"pretrained_cfg of casvit_s names no weights.*add file='cas-vit"):
+        timm.create_model('casvit_s', pretrained=True, pretrained_cfg=dict(num_classes=1000))
     with pytest.raises(WeightsError, match="expected: arch 's', found: arch 'xs'"):
         timm.create_model('casvit_s', pretrained=True, pretrained_cfg_overlay=dict(file=classifier_file))
     backbone_only = tmp_path / 'backbone.pth'

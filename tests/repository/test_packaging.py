@@ -209,6 +209,7 @@ print(json.dumps(dict(file=mmcasvit.__file__, names=mmcasvit.list_configs(), arc
     assert Path(found['file']).parent == site / 'mmcasvit'
     assert sorted(found['names']) == sorted(CONFIGS)
     assert (found['arch'], found['classes'][0]) == ('xs', 'sky')
+    assert run(python, '-m', 'mmcasvit', 'weights', 'list', cwd=tmp_path).startswith('xs ')
     assert run(python, '-m', 'mmcasvit', DETECTOR, cwd=tmp_path).strip() == str(
         site / 'mmcasvit' / '.mim' / 'configs' / 'detection' / f'{DETECTOR}.py'
     )
