@@ -14,7 +14,7 @@ from mmcasvit.weights.checkpoint import read_ahead
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, which also names the framework')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help='checkpoint file, address, or name of published weights')
     parser.add_argument(
         '--out',
         metavar='FILE.pkl|DIR',
@@ -78,7 +78,7 @@ def main():
         use_exported(cfg, args)
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, quiet=not args.verbose)
     if args.deploy:
         check_deployable(runner.model)
     if args.out:

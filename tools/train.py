@@ -25,7 +25,12 @@ from mmcasvit.utils.errors import RunStopped
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, which also names the framework')
-    parser.add_argument('--pretrained', metavar='FILE', help='ImageNet weights for the backbone: a file or an address')
+    parser.add_argument(
+        '--pretrained',
+        metavar='FILE|NAME',
+        help='ImageNet weights for the backbone: a file, an address, or the name of published weights, such as xs or '
+        'xs-384, which are downloaded once (python -m mmcasvit weights list)',
+    )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
         '--resume',
@@ -63,7 +68,7 @@ def main():
     add_tensorboard(cfg)
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, quiet=not args.verbose)
     warn_about_random_backbone(cfg)
     try:
         with stops_explained(runner):

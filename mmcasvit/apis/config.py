@@ -28,7 +28,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     only change a variable that nothing reads.
 
     Args:
-        path: A ``.py``, ``.json`` or ``.yaml`` config.
+        path: A ``.py``, ``.json`` or ``.yaml`` config, or a name from :func:`list_configs`.
         options: The values of ``--cfg-options``.
 
     Raises:
@@ -36,6 +36,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
             fit.
     """
     file = Path(path)
+    if not file.is_file() and file.name == path:
+        file = _config_files().get(path.removesuffix('.py'), file)
     if not file.is_file():
         near = nearest_config(file)
         raise UsageError(f'config not found: {file.absolute()}' + (f'. Did you mean {near}?' if near else ''))
@@ -59,7 +61,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
             raise UsageError(f'--cfg-options: {key} must be a folder, got {options[key]!r}.')
     try:
         cfg.merge_from_dict(options)
-    except (KeyError, TypeError, AssertionError, IndexError) as error:
+    except Exception as error:  # mmengine raises nearly anything
         raise UsageError(f'--cfg-options do not fit the config {file}: {error}') from error
     _check_types(cfg, file)
     if new_root is not None:

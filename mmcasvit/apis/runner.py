@@ -11,6 +11,7 @@ from torch import nn
 
 from mmcasvit.datasets.config import data_folders, leaf_datasets
 from mmcasvit.datasets.sources import read_data_as_data
+from mmcasvit.engine.console import QuietRunner
 from mmcasvit.models.wrappers import unwrap
 from mmcasvit.weights.checkpoint import use_safe_checkpoint_reader
 
@@ -30,7 +31,7 @@ def prepare(cfg: Config, args: argparse.Namespace) -> None:
     check_launcher(cfg.launcher)
     check_schedule(cfg)
     cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
-    for kind in ('mmcasvit.CheckWeightsHook', 'mmcasvit.EvaluatedImagesHook'):
+    for kind in ('mmcasvit.CheckWeightsHook', 'mmcasvit.EvaluatedImagesHook', 'mmcasvit.RunSummaryHook'):
         if not any(hook.get('type') == kind for hook in cfg.custom_hooks):
             cfg.custom_hooks.append(dict(type=kind))
     use_safe_checkpoint_reader(args.trust_checkpoint)
@@ -43,13 +44,18 @@ def prepare(cfg: Config, args: argparse.Namespace) -> None:
                 part.trust = True
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, quiet: bool = False) -> Runner:
     """Build mmengine's runner, or the one that the config names, and check that the parts of its model fit.
+
+    Args:
+        cfg: Complete config.
+        quiet: Write settings to the log file only, as in :mod:`mmcasvit.engine.console`. A runner that the config
+            names is left as it is.
 
     Raises:
         UsageError: If the channels of the backbone do not fit the neck or heads, or the classes do not fit the data.
     """
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else (QuietRunner if quiet else Runner).from_cfg(cfg)
     _guard_data(runner)
     if isinstance(runner.model, nn.Module):
         check_channels(unwrap(runner.model))

@@ -1,0 +1,88 @@
+"""What a run shows on the console: progress, results, and warnings. The log file has everything."""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mmengine
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from mmcasvit.utils.harmless import is_harmless
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+_MMENGINE = Path(mmengine.__file__).resolve().parent
+# Folders and methods whose messages are progress or results. Others report settings, or what the hooks show as well.
+_SHOWN = (_PACKAGE, str(_MMENGINE / 'hooks'))
+_SHOWN_METHODS = ('resume', 'load_checkpoint', 'load_or_resume')
+# Code that only passes messages on.
+_PASSING = (str(Path(logging.__file__).parent), str(_MMENGINE / 'logging'), __file__)
+
+
+def worth_showing(record: logging.LogRecord) -> bool:
+    """Return whether a log message belongs on the console. Call it as a filter of a handler, while it logs."""
+    text = record.getMessage()
+    if record.levelno >= logging.WARNING:
+        return not is_harmless(text)
+    if text.startswith('Exp name: '):
+        return False
+    frame = sys._getframe()
+    while frame.f_back and frame.f_code.co_filename.startswith(_PASSING):
+        frame = frame.f_back
+    sender = frame.f_code
+    return (
+        sender.co_filename.startswith(_SHOWN)
+        or {'mmseg', 'evaluation'} <= set(Path(sender.co_filename).parts)  # its table of classes
+        or sender.co_name in _SHOWN_METHODS
+    )
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f'{record.levelname.lower()}: {text}' if record.levelno >= logging.WARNING else text
+
+
+class _ToFile(io.TextIOBase):
+    """Stream that writes what packages print, such as the progress of pycocotools, to the log file."""
+
+    def __init__(self, handler: logging.FileHandler):
+        self._handler = handler
+
+    def write(self, text: str) -> int:
+        return self._handler.stream.write(text) if self._handler.stream else len(text)
+
+    def flush(self) -> None:
+        self._handler.flush()
+
+
+class QuietRunner(Runner):
+    """mmengine's runner, with progress, results, and warnings on the console, and everything in the log file."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build mmengine's logger, and filter what it shows on the console."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(worth_showing)
+                handler.setFormatter(_Lines('%(message)s'))
+        return logger
+
+    @contextlib.contextmanager
+    def _prints_logged(self) -> Iterator[None]:
+        files = [handler for handler in self.logger.handlers if isinstance(handler, logging.FileHandler)]
+        with contextlib.redirect_stdout(_ToFile(files[0])) if files else contextlib.nullcontext():
+            yield
+
+    def train(self):
+        """Train, as mmengine's runner does."""
+        with self._prints_logged():
+            return super().train()
+
+    def test(self):
+        """Test, as mmengine's runner does."""
+        with self._prints_logged():
+            return super().test()

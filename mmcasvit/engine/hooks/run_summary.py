@@ -1,0 +1,107 @@
+"""The hook that says what a run uses, and what to do after it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
+
+from mmcasvit.models.wrappers import unwrap
+from mmcasvit.ops import operators_in_use
+from mmcasvit.registry import HOOKS
+from mmcasvit.weights.integrity import read_pointer
+
+
+@HOOKS.register_module()
+class RunSummaryHook(Hook):
+    """Hook that logs what runs in some ten lines, and the next commands after training.
+
+    Args:
+        tools: Folder of the scripts in the next commands.
+    """
+
+    # After the hooks that write the last checkpoint, and before a report, which is the last thing to be said.
+    priority = 'LOWEST'
+
+    def __init__(self, tools: str = 'tools'):
+        self._tools = tools
+
+    def before_train(self, runner: Runner) -> None:
+        """Log what the training uses."""
+        self._log(runner, [*_parts(runner), ('schedule', _schedule(runner)), *_places(runner)])
+
+    def before_test(self, runner: Runner) -> None:
+        """Log what the test uses."""
+        self._log(runner, [*_parts(runner), *_places(runner)])
+
+    def after_train(self, runner: Runner) -> None:
+        """Log the checkpoint to use, and the commands that use it."""
+        checkpoint = runner.message_hub.get_info('best_ckpt') or read_pointer(runner.work_dir)
+        config = Path(runner.work_dir, os.path.basename(runner.cfg.filename or 'config.py'))
+        if checkpoint is None or not config.is_file():
+            return
+        files = f'{os.path.relpath(config)} {os.path.relpath(checkpoint)}'
+        runner.logger.info(
+            f'finished: {os.path.relpath(checkpoint)}. Next:\n'
+            f'  python {self._tools}/test.py {files}\n'
+            f'  python {self._tools}/infer.py IMAGE_OR_FOLDER {files}\n'
+            f'  python {self._tools}/export.py {files} --help'
+        )
+
+    @staticmethod
+    def _log(runner: Runner, rows: list[tuple[str, str]]) -> None:
+        runner.logger.info('\n'.join(f'{name:<10} {text}' for name, text in rows if text))
+
+
+def _parts(runner: Runner) -> Iterator[tuple[str, str]]:
+    yield 'config', str(runner.cfg.filename or '')
+    model = unwrap(runner.model)
+    backbone = getattr(model, 'backbone', None)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    arch = runner.cfg.model.get('backbone', {}).get('arch')
+    named = f' with {type(backbone).__name__}{f" {arch}" if isinstance(arch, str) else ""}' if backbone else ''
+    yield 'model', f'{type(model).__name__}{named}, {millions:.2f} million parameters'
+    for split in ('train', 'val', 'test'):
+        loop = getattr(runner, f'_{split}_loop', None)
+        if isinstance(loop, BaseLoop):  # it was built because this run uses it
+            loader = loop.dataloader
+            batch = getattr(loader, 'batch_size', None) or getattr(loader.batch_sampler, 'batch_size', '?')
+            yield f'{split} data', f'{len(loader.dataset)} images in batches of {batch}{_folder(loader.dataset)}'
+    yield 'weights', _weights(runner)
+    yield 'operators', operators_in_use()
+
+
+def _folder(dataset) -> str:
+    while not getattr(dataset, 'data_root', None) and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    root = getattr(dataset, 'data_root', None)
+    return f' from {root}' if root else ''
+
+
+def _weights(runner: Runner) -> str:
+    if runner._load_from:
+        return f'{"resumed from" if runner._resume else "of"} {runner._load_from}'
+    init = runner.cfg.model.get('backbone', {}).get('init_cfg') or []
+    files = [part.get('checkpoint') for part in (init if isinstance(init, (list, tuple)) else [init])]
+    return f'backbone of {", ".join(map(str, files))}' if any(files) else 'random'
+
+
+def _schedule(runner: Runner) -> str:
+    loop, wrapper = runner.train_loop, runner.optim_wrapper
+    by_iterations = isinstance(loop, IterBasedTrainLoop)
+    length = f'{loop.max_iters} iterations' if by_iterations else f'{loop.max_epochs} epochs'
+    unit = 'iterations' if by_iterations else 'epochs'
+    optimizer = getattr(wrapper, 'optimizer', None)
+    rate = optimizer.param_groups[0].get('initial_lr', optimizer.param_groups[0]['lr']) if optimizer else None
+    how = f', {type(optimizer).__name__} at {rate:g}, {type(wrapper).__name__}' if optimizer else ''
+    return f'{length}, validation every {loop.val_interval} {unit}{how}'
+
+
+def _places(runner: Runner) -> Iterator[tuple[str, str]]:
+    device = next(runner.model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    yield 'device', f'{device} ({name}), {get_world_size()} process{"es" if get_world_size() > 1 else ""}'
+    yield 'output', f'{os.path.relpath(runner.work_dir)}, log in {os.path.relpath(runner.log_dir)}'

@@ -1,0 +1,40 @@
+"""Warnings of the OpenMMLab packages that say nothing about a run, and that the tools do not show."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mmengine.logging
+from mmengine.logging import print_log
+
+_TEXTS = (
+    'Could not import OneDL',
+    'faster_coco_eval is not installed',
+    'Failed to load image Python extension',
+    'Failed to search registry with scope',
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+)
+
+
+def is_harmless(message: object) -> bool:
+    """Return whether a message is known to say nothing about a run."""
+    return any(text in str(message) for text in _TEXTS)
+
+
+@contextmanager
+def harmless_hidden() -> Iterator[None]:
+    """Hide these warnings, also from packages that print them when they are imported."""
+
+    def print_others(msg, *args, **kwargs) -> None:
+        if not is_harmless(msg):
+            print_log(msg, *args, **kwargs)
+
+    mmengine.logging.print_log = print_others
+    try:
+        with warnings.catch_warnings():
+            for text in _TEXTS:
+                warnings.filterwarnings('ignore', message=f'.*{text}')
+            yield
+    finally:
+        mmengine.logging.print_log = print_log
