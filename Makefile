@@ -1,9 +1,12 @@
-# make quickstart   set up, make the data, train the four small models, leave a table and images
-# make test         set up and run every test
-# make test-fast    the same without the slow ones
-# make lint         check style, format, and types, in an environment of its own that takes seconds to make
-# make format       repair style and format
-# FAMILY=openmmlab  use OpenMMLab's own releases instead of the maintained onedl-* ones
+# make quickstart    set up, make the data, train the four small models, leave a table and images
+# make test          set up and run every test
+# make test-fast     the same without the slow ones
+# make setup         set up what training needs; compiles nothing
+# make lint          check style, format, and types, in an environment of its own that takes seconds to make
+# make format        repair style and format
+# OPS=compiled       compile mmcv's operators, instead of using torchvision's or PyTorch's: docs/operators.md
+# FAMILY=openmmlab   use OpenMMLab's own releases instead of the maintained onedl-* ones
+# TESTS=tests/ops    run only these tests
 FAMILY ?= onedl
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,19 +15,32 @@ TORCH ?= torch==2.13.0
 # the matching release: TORCHVISION="torchvision==0.28.0" for 2.13.0.
 TORCHVISION ?= torchvision==0.16.2; python_version < '3.12'
 JOBS ?= 2
+OPS ?= python
+TESTS ?=
 
 VENV_onedl = .venv
 VENV_openmmlab = .venv-openmmlab
-MMCV_onedl = onedl-mmcv==2.3.6
-MMCV_openmmlab = mmcv==2.1.0
+# Built in isolation, where there is no PyTorch, mmcv leaves its operators out. pip's cache may hold a compiled one.
+MMCV_onedl = --no-cache-dir onedl-mmcv==2.3.6
+MMCV_openmmlab = mmcv-lite==2.1.0
+COMPILED_MMCV_onedl = onedl-mmcv==2.3.6
+COMPILED_MMCV_openmmlab = mmcv==2.1.0
+MMPRETRAIN_onedl = onedl-mmpretrain==1.3.6
+MMPRETRAIN_openmmlab = mmpretrain==1.2.0
 VENV = $(VENV_$(FAMILY))
-MMCV = $(MMCV_$(FAMILY))
 ifeq ($(VENV),)
 $(error FAMILY must be onedl or openmmlab, got '$(FAMILY)')
 endif
+ifeq ($(filter python compiled,$(OPS)),)
+$(error OPS must be python or compiled, got '$(OPS)')
+endif
 BIN = $(VENV)/bin
 LOCK = requirements/$(FAMILY).lock
-READY = $(VENV)/.ready
+PIP = $(BIN)/python -m pip install -q -c $(LOCK)
+SETUP = $(VENV)/.setup
+COMPILED = $(VENV)/.compiled
+READY = $(SETUP) $(if $(filter compiled,$(OPS)),$(COMPILED))
+TEST_READY = $(VENV)/.tests
 LINT = .venv-lint
 # One thread per process: the models of the tests are too small for more.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -33,25 +49,37 @@ TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 setup: $(READY)
 
-$(READY): requirements/$(FAMILY).txt $(LOCK) pyproject.toml setup.py
-	$(PYTHON) -c "import sys; assert sys.version_info[:2] in ((3, 11), (3, 12)), 'the pinned versions need Python 3.11 or 3.12, found ' + sys.version"
+$(SETUP): requirements/$(FAMILY).txt $(LOCK) pyproject.toml setup.py
+	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), 'the pinned versions need Python 3.10 to 3.13, found ' + sys.version"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c $(LOCK) "setuptools<81" wheel ninja numpy "$(TORCH)"
+	$(PIP) "setuptools<81" wheel numpy "$(TORCH)" -r requirements/$(FAMILY).txt
+	$(PIP) $(MMCV_$(FAMILY))
+	$(PIP) --no-build-isolation --no-deps -e .
+	touch $@
+
+# A wheel in pip's cache may be one without operators.
+$(COMPILED): $(SETUP)
 	@echo "Compiling mmcv's operators, unless pip has cached them: about 12 minutes on 2 cores"
-	MMCV_WITH_OPS=1 $(BIN)/python -m pip install -q --no-build-isolation -c $(LOCK) $(MMCV)
-	$(BIN)/python -m pip install -q -c $(LOCK) -r requirements/$(FAMILY).txt
-	$(BIN)/python -m pip install -q --no-deps -c $(LOCK) "$(TORCHVISION)" timm
-	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	$(PIP) ninja
+	$(BIN)/python -m pip uninstall -q -y mmcv-lite onedl-mmcv mmcv
+	MMCV_WITH_OPS=1 $(PIP) --no-build-isolation $(COMPILED_MMCV_$(FAMILY))
+	$(BIN)/python -c "import torch, mmcv._ext" || MMCV_WITH_OPS=1 $(PIP) --no-build-isolation --no-deps --force-reinstall --no-cache-dir $(COMPILED_MMCV_$(FAMILY))
+	$(BIN)/python -c "import torch, mmcv._ext"
+	touch $@
+
+$(TEST_READY): $(SETUP) requirements/tests.txt
+	$(PIP) -r requirements/tests.txt $(MMPRETRAIN_$(FAMILY))
+	$(PIP) --no-deps "$(TORCHVISION)" timm
 	touch $@
 
 quickstart: setup
 	$(BIN)/python tools/quickstart.py
 
-test: setup
-	$(TEST)
+test: setup $(TEST_READY)
+	$(TEST) $(TESTS)
 
-test-fast: setup
-	$(TEST) -m "not slow"
+test-fast: setup $(TEST_READY)
+	$(TEST) -m "not slow" $(TESTS)
 
 $(LINT)/.ready: $(LOCK)
 	$(PYTHON) -m venv $(LINT)
