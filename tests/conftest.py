@@ -1,27 +1,25 @@
 """Fixtures that tests of several rooms use."""
 
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 from helpers.repository import ROOT
+from helpers.tool_server import ToolServer
 from mmengine.logging import MMLogger
 
 
 @pytest.fixture(scope='session')
 def run_tool():
     """Run a script of tools/, or of an absolute path, in another folder, and return the finished process."""
+    server = ToolServer()
 
     def run(tool, *args, cwd, expect=0):
-        command = [sys.executable, ROOT / 'tools' / tool, *args]
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, env=environment, capture_output=True)
+        done = server.run(ROOT / 'tools' / tool, *args, cwd=cwd)
         assert done.returncode == expect, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
         return done
 
-    return run
+    yield run
+    server.close()
 
 
 @pytest.fixture(scope='session')

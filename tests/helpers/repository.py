@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,5 +28,9 @@ def load_tool(name, folder='tools'):
     """Return a script of ``tools/`` as a module, since running it in this process saves seconds of imports."""
     spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / folder))  # as for a script that Python runs
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / folder))
     return module
