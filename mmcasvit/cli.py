@@ -1,17 +1,23 @@
 """What the scripts of ``tools/`` share: common arguments, and errors as one line with an exit status."""
 
 import argparse
+import contextlib
 import errno
 import functools
 import linecache
+import logging
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from mmengine.config import DictAction
+from mmengine.logging import MMLogger
 
 from mmcasvit.utils.errors import DataError, UsageError, WeightsError
+from mmcasvit.utils.harmless import harmless_hidden
 
 # Errors of a full disk or of a folder that cannot be written to.
 _DISK_ERRORS = (
@@ -33,13 +39,14 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         try:
-            main()
+            with contextlib.nullcontext() if '--verbose' in sys.argv else harmless_hidden():
+                main()
         except KeyboardInterrupt as error:
             print(f'interrupted. {error}'.rstrip(), file=sys.stderr)
             sys.exit(130)
         except Exception as error:
             if reason := wrong_input(error):
-                print(f'error: {reason}', file=sys.stderr)
+                print('error: ' + re.sub(r'\n(?! )', '\n  ', reason), file=sys.stderr)  # details are indented
                 sys.exit(2)
             raise
 
@@ -51,9 +58,9 @@ def wrong_input(error: Exception) -> str:
     if isinstance(error, (UsageError, WeightsError, DataError)):
         # The text of an error from a worker of a data loader is a traceback, with the original text at the end.
         return str(error).rsplit(f'{type(error).__name__}: ')[-1].strip()
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK_ERRORS):
         return f'{error.strerror}: {error.filename}' if error.filename else str(error)
-    return _wrong_config(error)
+    return _wrong_config(error) or _unfit_setting(error)
 
 
 def _wrong_config(error: Exception) -> str:
@@ -62,7 +69,7 @@ def _wrong_config(error: Exception) -> str:
     for frame, line in traceback.walk_tb(error.__traceback__):
         given = frame.f_locals.get('cfg')
         if frame.f_code.co_name == 'build_from_cfg':
-            part = str((given or {}).get('type') or '')
+            part = str(given.get('type') or '') if isinstance(given, dict) else repr(given)
         elif frame.f_code.co_name == 'build_optim_wrapper' and isinstance(given, dict):
             part = f'optim_wrapper with {dict(given.get("optimizer") or {})}'
         place = f'{frame.f_code.co_filename}:{line}'
@@ -75,9 +82,41 @@ def _wrong_config(error: Exception) -> str:
     return f'{part} of the config cannot be built: {type(error).__name__}: {reason or code} ({place})'
 
 
+# What failed, by the method of mmengine's runner that was active.
+_STAGES = dict(
+    load_or_resume='the checkpoint cannot be resumed or loaded', train='training failed', test='the test failed'
+)
+
+
+def _unfit_setting(error: Exception) -> str:
+    """Describe an error that a setting or a checkpoint causes where it is used, such as a threshold that is no number.
+
+    These are the errors of a framework in a run, and all errors if the command line changes the config. Any other error
+    is a bug. The traceback goes to the log file of the run.
+    """
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    runner = os.path.join('mmengine', 'runner', 'runner.py')
+    active = {code.co_name for code, _ in frames if code.co_filename.endswith(runner)}
+    stage = next((text for name, text in _STAGES.items() if name in active), '')
+    place, line = frames[-1]
+    own = os.path.dirname(__file__) in place.co_filename and 'load_or_resume' not in active
+    if sys.flags.dev_mode or ((own or not stage) and '--cfg-options' not in sys.argv):
+        return ''
+    reason = ' '.join(str(error).split()) or linecache.getline(place.co_filename, line).strip()
+    logs = [handler for handler in MMLogger.get_current_instance().handlers if isinstance(handler, logging.FileHandler)]
+    for handler in logs:
+        with contextlib.suppress(OSError):  # no room
+            with open(handler.baseFilename, 'a') as file:
+                traceback.print_exception(type(error), error, error.__traceback__, file=file)
+    where = f'The traceback is in {logs[0].baseFilename}.' if logs else 'python -X dev shows the traceback.'
+    what = stage or 'the config with these --cfg-options cannot be used'
+    return f'{what}: {type(error).__name__}: {reason} ({place.co_filename}:{line}). {where}'
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--verbose', action='store_true', help='show on the console what the log file contains')
     add_config_options(
         parser,
         'override entries of the config, such as train_cfg.max_epochs=24 or model.backbone.out_indices="(1,2,3)"; '

@@ -3,6 +3,7 @@
 compare    time, memory, parameters and multiply-adds of models side by side
 scaling    cost against the number of pixels, next to the same model with softmax attention
 operators  one model by groups of operators, next to the limits of the machine
+mmcv-ops   operators of mmcasvit next to the compiled ones of mmcv
 step       time of a training step of a config by its parts
 losses     loss curves of configs in several precisions and forms
 """
@@ -20,6 +21,7 @@ from mmcasvit.apis.preflight import check_data
 from mmcasvit.benchmark import losses, plots
 from mmcasvit.benchmark.comparison import Plan, measure
 from mmcasvit.benchmark.forms import FORMS
+from mmcasvit.benchmark.mmcv_ops import mmcv_ops_text
 from mmcasvit.benchmark.models import CASVITS
 from mmcasvit.benchmark.operator_times import operators_text
 from mmcasvit.benchmark.peers import PEERS
@@ -160,6 +162,16 @@ def parse_args():
     add_variant_arguments(command)
     add_rounds_arguments(command, 5)
 
+    command = add_command(mmcv_ops, 'mmcv-ops', 'Compare the operators of mmcasvit with the compiled ones of mmcv.')
+    command.add_argument(
+        'configs', nargs='*', metavar='CONFIG', help='measure training steps of these instead of single operators'
+    )
+    command.add_argument('--size', type=size, default=(800, 1216), metavar='HxW')
+    command.add_argument('--batch', type=positive, default=2, help='images per step (default: 2)')
+    command.add_argument('--device', default='cpu', choices=DEVICES)
+    command.add_argument('--threads', type=positive, default=torch.get_num_threads())
+    add_rounds_arguments(command, 5)
+
     command = add_command(step, 'step', 'Measure the parts of a training step.')
     command.add_argument('config', help='config file, whose training data must exist')
     command.add_argument('--steps', type=positive, default=20, help='steps to measure (default: 20)')
@@ -272,6 +284,15 @@ def operators(args):
         args.model, args.mode, args.form, args.precision, args.device, args.threads, args.batch, args.size
     )
     return operators_text(variant, args.rounds, clock_of(args, [args.threads], [args.device]))
+
+
+def mmcv_ops(args):
+    steps = [
+        Variant(config, 'train', device=args.device, threads=args.threads, batch=args.batch, size=args.size)
+        for config in args.configs
+    ]
+    clock = clock_of(args, [args.threads], [args.device])
+    return mmcv_ops_text(steps, args.rounds, args.device, args.threads, clock, tell)
 
 
 def step(args):

@@ -18,7 +18,7 @@ SUFFIXES = ('.pth', '.safetensors')
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='SRC', help='checkpoint file or address')
+    parser.add_argument('source', metavar='SRC', help='checkpoint file, address, or name of published weights')
     parser.add_argument(
         'target', metavar='DST', nargs='?', type=Path, help='new file, .pth or .safetensors; leave it out to only check'
     )

@@ -41,7 +41,7 @@ LARGEST_COUNT = 10_000
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or name of a config of this project')
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('checkpoint', help='checkpoint file, address, or name of published weights')
     parser.add_argument('--format', required=True, choices=FORMATS)
     parser.add_argument(
         '--what',
@@ -163,7 +163,7 @@ def main():
     known = check_format(args.format)
     paths = find_images(args.images) if args.images else []
     check_images(paths)
-    cfg.model.backbone.pop('init_cfg', None)
+    cfg.model.get('backbone', {}).pop('init_cfg', None)
     model = get_model(cfg, args.checkpoint)
     fold = not known.folds_norms if args.form is None else args.form == 'deploy'
     if fold:

@@ -57,7 +57,8 @@ def measure(
         tell: Function called with a line about each stage.
 
     Returns:
-        One dict per measured variant (see :func:`rows_of`), and one line with the reason for each that was left out.
+        One dict per measured variant (see :func:`rows_of`), and one line with the reason for each that was left out,
+        because it makes no sense or failed, as for want of memory.
 
     Raises:
         UsageError: If a name or form is wrong, or no variant can be measured.
@@ -68,18 +69,25 @@ def measure(
         tell(f'building {number} of {len(variants)}: {variant}')
         try:
             prepared = prepare(variant)
+            # The count is the same for all forms of a model.
+            counted = replace(variant, form='eager', threads=1)
+            if counted not in costs:
+                costs[counted] = count_variant(counted)
+            costs[variant] = costs[counted]
+            timer = plan.timer(prepared.run, variant)
+            if plan.memory:
+                memory[variant] = peak_memory(variant, prepared if variant.device == 'cuda' else None)
+        except UsageError:
+            raise
         except NotApplicable as reason:
             left_out.append(f'{variant}: {reason}')
             continue
-        # The count is the same for all forms of a model.
-        counted = replace(variant, form='eager', device='cpu', threads=1)
-        if counted not in costs:
-            costs[counted] = count_variant(counted)
-        costs[variant] = costs[counted]
-        timers[variant] = plan.timer(prepared.run, variant)
+        except Exception as error:  # one model in one form must not cost the measurements of all others
+            line = (str(error).strip().splitlines() or [''])[0]
+            left_out.append(f'{variant}: {type(error).__name__}: {line}')
+            continue
+        timers[variant] = timer
         about[variant] = dict(library=prepared.library, outputs=prepared.outputs, deviation=prepared.deviation)
-        if plan.memory:
-            memory[variant] = peak_memory(variant, prepared if variant.device == 'cuda' else None)
     if not timers:
         raise UsageError('nothing to measure: ' + '; '.join(left_out))
 

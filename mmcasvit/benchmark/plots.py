@@ -229,17 +229,44 @@ def plot_losses(
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
     with _figure(path, title, figsize=(4.6 * columns, 3 * rows), layout='constrained') as figure:
-        panels = figure.subplots(rows, columns, squeeze=False)
-        for (recipe, variants), axes in zip(curves.items(), panels.flat):
-            for color, (variant, losses) in zip(_COLORS, variants.items()):
-                width = min(smooth, len(losses))
-                means = np.convolve(losses, np.ones(width) / width, mode='valid')
-                axes.plot(range(width, len(losses) + 1), means, color=color, linewidth=1.2, label=variant)
-            axes.set_title(recipe, fontsize=9)
-            axes.set_xlabel('step')
-            axes.set_ylabel(f'loss, mean of {smooth} steps')
-            axes.set_ylim(0)
-            axes.grid()
-        for axes in panels.flat[len(curves) :]:
-            axes.remove()
-        panels.flat[0].legend()
+        _draw_losses(figure.subplots(rows, columns, squeeze=False), curves, smooth)
+
+
+def _draw_losses(panels, curves: Mapping[str, Mapping[str, Sequence[float]]], smooth: int) -> None:
+    for (recipe, variants), axes in zip(curves.items(), panels.flat):
+        for color, (variant, losses) in zip(_COLORS, variants.items()):
+            width = min(smooth, len(losses))
+            means = np.convolve(losses, np.ones(width) / width, mode='valid')
+            axes.plot(range(width, len(losses) + 1), means, color=color, linewidth=1.2, label=variant)
+        axes.set_title(recipe, fontsize=9)
+        axes.set_xlabel('step')
+        axes.set_ylabel(f'loss, mean of {smooth} steps')
+        axes.set_ylim(0)
+        axes.grid()
+    for axes in panels.flat[len(curves) :]:
+        axes.remove()
+    panels.flat[0].legend()
+
+
+def plot_gpu_check(
+    path: str | Path, times: Mapping[str, float], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str
+) -> None:
+    """Plot bars of the time per image next to loss curves.
+
+    Args:
+        path: Image file to write.
+        times: Milliseconds per image of each measured model.
+        curves: Losses of every step of each recipe and variant.
+        title: Title of the figure.
+    """
+    with _figure(path, title, figsize=(13, 2 + 0.16 * max(20, len(times))), layout='constrained') as figure:
+        left, right = figure.subfigures(1, 2)
+        axes = left.subplots()
+        axes.barh(range(len(times)), list(times.values()), color=_COLORS[0], height=0.7)
+        axes.set_yticks(range(len(times)), list(times), fontsize=7)
+        axes.invert_yaxis()
+        if times:
+            axes.set_xscale('log')
+        axes.set_xlabel('ms per image')
+        axes.grid(axis='x')
+        _draw_losses(right.subplots(2, max(1, -(-len(curves) // 2)), squeeze=False), curves, 10)

@@ -14,6 +14,8 @@ from mmcasvit.utils.errors import DataError
 _PLAIN = {
     **{(f'numpy.{core}.multiarray', '_reconstruct'): np.zeros(1).__reduce__()[0] for core in ('core', '_core')},
     **{(f'numpy.{core}.multiarray', 'scalar'): np.float64(0).__reduce__()[0] for core in ('core', '_core')},
+    # Arrays in pickles of protocol 5.
+    **{(f'numpy.{core}.numeric', '_frombuffer'): np.zeros(1).__reduce_ex__(5)[0] for core in ('core', '_core')},
     ('numpy', 'ndarray'): np.ndarray,
     ('numpy', 'dtype'): np.dtype,
     ('collections', 'OrderedDict'): dict,

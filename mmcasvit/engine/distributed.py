@@ -44,6 +44,7 @@ class CPUSyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not is_distributed():
             return super().forward(x)
+        self._check_input_dim(x)
         dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
         count = _SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1]))
         mean = _SumOverProcesses.apply(x.sum(dims)) / count

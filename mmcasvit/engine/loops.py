@@ -65,13 +65,14 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
         before = hub.get_info('batches_per_epoch', length)
         hub.update_info('batches_per_epoch', length)
         done = self._iter - self._epoch * before
-        if before != length and 0 < done < before:
+        if not 0 < done <= before:
+            return 0
+        if before != length:
             self.runner.logger.warning(
                 f'an epoch had {before} batches when the checkpoint was written and has {length} now: the epoch '
                 'continues at about the same place, and some images are left out or seen twice.'
             )
-            return done * length // before
-        return done if 0 < done <= length else 0
+        return done * length // before
 
     def run(self) -> torch.nn.Module:
         self.runner.call_hook('before_train')

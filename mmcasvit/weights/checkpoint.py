@@ -10,7 +10,8 @@ import re
 import types
 import urllib.error
 import urllib.parse
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,18 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_from_local
 
 from mmcasvit.utils.errors import WeightsError
 
+from .integrity import damage
+
 # mmengine matches a file's name against patterns; this one leaves s3:// and the like to their own readers.
 _LOCAL_SAFETENSORS = r'(?!.*://).*\.safetensors$'
+# What can be a name of published weights, and no address or file with a suffix.
+_NAME = re.compile(r'[\w-]+$')
+# Returns the file of published weights, given their name and whether to trust it. A room that knows models sets it.
+_find_published: Callable[[str, bool], Path] | None = None
 # Files that were read before a run was built, until the run asks for them.
 _AHEAD: dict[tuple, dict] = {}
 
@@ -55,15 +63,30 @@ def plain_globals() -> list:
     ]
 
 
-def _local_file(path: str) -> Path:
-    """Return the file, downloaded first if the path is an address."""
+def find_published_with(find: Callable[[str, bool], Path]) -> None:
+    """Make :func:`read_checkpoint` take the names of published weights where there is no file with that name.
+
+    Args:
+        find: Takes a name and the ``trust`` of :func:`read_checkpoint`, and returns a file, or raises an error.
+    """
+    global _find_published
+    _find_published = find
+
+
+def _local_file(path: str, trust: bool = False) -> Path:
+    """Return the file, downloaded first if the path is an address or the name of published weights."""
     if not path.startswith(('http://', 'https://')):
         file = Path(path).expanduser()
+        if not file.is_file() and _find_published and _NAME.match(path):
+            return _find_published(path, trust)
         if not file.is_file():
             raise WeightsError(f'checkpoint not found: {file.absolute()}')
         return file
     # Two addresses may end in the same name, such as epoch_12.pth.
-    name = Path(urllib.parse.urlsplit(path).path).name or 'checkpoint'
+    try:
+        name = Path(urllib.parse.urlsplit(path).path).name or 'checkpoint'
+    except ValueError as error:
+        raise WeightsError(f'{path} is not an address: {error}.') from error
     file = Path(torch.hub.get_dir(), 'checkpoints', f'{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}')
     problem = None
     if is_main_process() and not file.exists():
@@ -96,7 +119,7 @@ def read_ahead(path: str | Path, trust: bool = False) -> dict:
         WeightsError: The file is missing, damaged, or its pickle would have run code.
     """
     content = read_checkpoint(path, trust=trust)
-    _AHEAD[_stamp(_local_file(str(path)))] = content
+    _AHEAD[_stamp(_local_file(str(path), trust))] = content
     return content
 
 
@@ -108,18 +131,24 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
     installed, as a dict with ``meta`` and ``state_dict``.
 
     Args:
-        path: A file, or an http(s) address, which is downloaded once to the folder of PyTorch's hub.
+        path: A file; or an http(s) address, which is downloaded once to the folder of PyTorch's hub; or the name of
+            published weights (``python -m mmcasvit weights list``), likewise.
         map_location: The device for the tensors.
         trust: Execute the pickle if the file cannot be read otherwise, and log it.
 
     Raises:
         WeightsError: The file is missing, damaged, or its pickle would have run code.
     """
-    file = _local_file(str(path))
+    file = _local_file(str(path), trust)
     if (ahead := _AHEAD.pop(_stamp(file), None)) is not None:
         return ahead
     if file.suffix == '.safetensors':
-        return _read_safetensors(file, map_location)
+        content = _read_safetensors(file, map_location)
+        _check_form(content, file)
+        return content
+    # PyTorch reads tensors without looking at their checksums.
+    if zipfile.is_zipfile(file) and (wrong := damage(file)):
+        raise WeightsError(f'{file} is not a checkpoint, or is damaged: {wrong}.')
     torch.serialization.add_safe_globals(plain_globals())
     try:
         content = torch.load(file, map_location=map_location, weights_only=True)
@@ -144,7 +173,30 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
             raise WeightsError(f'{file} cannot be unpickled: {type(failure).__name__}: {failure}') from failure
     if not isinstance(content, Mapping):
         raise WeightsError(f'{file} holds a {type(content).__name__}, not a dict of weights.')
+    _check_form(content, file)
     return dict(content)
+
+
+def _check_form(content: Mapping, file: Path) -> None:
+    """Check the parts of a checkpoint that the frameworks use without a look at their types."""
+    meta = content.get('meta')
+    data = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    for name, part in (
+        ('state_dict', content.get('state_dict', {})),
+        ('meta', meta or {}),
+        ('dataset_meta', data or {}),
+    ):
+        if not isinstance(part, Mapping):
+            raise WeightsError(f'{file} is not a checkpoint: its {name} is a {type(part).__name__}, not a dict.')
+    for part in (content, *(content.get(name) for name in ('state_dict', 'model', 'model_ema'))):
+        if isinstance(part, Mapping) and (odd := [key for key in part if not isinstance(key, str)]):
+            raise WeightsError(f'{file} is not a checkpoint: {odd[0]!r} is not the name of a tensor.')
+    for where, name in ((data or {}, 'classes'), (meta or {}, 'CLASSES')):
+        classes = where.get(name)
+        if classes is not None and (
+            not isinstance(classes, (list, tuple)) or not all(isinstance(word, str) for word in classes)
+        ):
+            raise WeightsError(f'{file} is not a checkpoint: the {name} in its meta are not a list of names.')
 
 
 def _safetensors() -> types.ModuleType:
@@ -225,19 +277,24 @@ def use_safe_checkpoint_reader(trust: bool = False) -> None:
     def load_from_safe_file(filename: str, map_location=None):
         return read_checkpoint(filename, map_location, trust)
 
-    for prefix in ('', 'http://', 'https://'):
+    for prefix in ('', 'http://', 'https://', _NAME.pattern):
         CheckpointLoader.register_scheme(prefix, load_from_safe_file, force=True)
 
 
 def extend_mmengine_loader() -> None:
-    """Make mmengine's own loader read two more kinds of files; everything else it reads or refuses as before.
+    """Make mmengine's own loader read more than it does; everything else it reads or refuses as before.
 
-    PyTorch learns that the values in published ImageNet files and in mmengine's log buffers are safe, and local
-    ``.safetensors`` files, for which mmengine has no reader, are read.
+    PyTorch learns that the values in published ImageNet files and in mmengine's log buffers are safe. Local
+    ``.safetensors`` files, for which mmengine has no reader, are read, and published weights by their name.
     """
 
     def load_from_safetensors(filename: str, map_location=None):
         return read_checkpoint(filename, map_location)
 
+    def load_from_name(filename: str, map_location=None):
+        load = load_from_local if Path(filename).is_file() else read_checkpoint
+        return load(filename, map_location)
+
     torch.serialization.add_safe_globals(plain_globals())
     CheckpointLoader.register_scheme(_LOCAL_SAFETENSORS, load_from_safetensors, force=True)
+    CheckpointLoader.register_scheme(_NAME.pattern, load_from_name, force=True)

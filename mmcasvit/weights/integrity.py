@@ -4,7 +4,9 @@ import logging
 import os
 import re
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -26,12 +28,12 @@ def damage(path: str | Path) -> str:
     if path.is_dir():
         files = [file for file in path.rglob('*') if file.suffix in ('.pth', '.pt')]
         return '' if files and not any(map(damage, files)) else 'parts of it are missing or damaged'
+    if not path.is_file():  # a pipe would block
+        return 'it is not a file' if path.exists() else 'it does not exist'
     try:
         with zipfile.ZipFile(path) as content:
             broken = content.testzip()
-    except FileNotFoundError:
-        return 'it does not exist'
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, ValueError) as error:
         return f'it is truncated or not a checkpoint ({error})'
     return f'the checksum of {broken} is wrong' if broken else ''
 

@@ -153,6 +153,8 @@ def _reason_not_to_copy(tensor: Tensor) -> str:
         return 'it is on the meta device and holds no values'
     if tensor.layout is not torch.strided:
         return f'its layout is {str(tensor.layout).removeprefix("torch.")}'
+    if tensor.is_complex():
+        return 'it is complex'
     return 'it is quantized' if tensor.is_quantized else ''
 
 

@@ -4,7 +4,7 @@ import pytest
 from helpers.repository import ROOT
 from mmengine.config import Config
 
-from mmcasvit.apis.preflight import check_data, check_launcher, check_schedule
+from mmcasvit.apis.preflight import check_data, check_launcher, check_schedule, check_writable
 from mmcasvit.utils.errors import UsageError
 
 
@@ -32,6 +32,14 @@ def test_missing_images_are_named_with_the_way_to_get_them(monkeypatch, tmp_path
             r"save_best is 'coco/bbox_mAP_5', which CocoMetric does not measure. Did you mean 'coco/bbox_mAP_50'\?",
         ),
         (dict(default_hooks=dict(checkpoint=dict(save_best=['auto', 'mIoU']))), r"save_best is 'mIoU'"),
+        (
+            dict(
+                val_evaluator=dict(_delete_=True, type='IoUMetric', iou_metrics=['mDice']),
+                default_hooks=dict(checkpoint=dict(save_best='mDise')),
+            ),
+            r"save_best is 'mDise', which IoUMetric does not measure. Did you mean 'mDice'\?",
+        ),
+        (dict(val_evaluator=dict(_delete_=True, type='IoUMetric', iou_metrics=['IoU'])), r"no iou_metrics 'IoU'"),
     ],
 )
 def test_what_would_stop_a_run_late_stops_it_early(change, words):
@@ -54,3 +62,9 @@ def test_a_launcher_that_did_not_launch_is_named(monkeypatch, launcher, how):
     with pytest.raises(UsageError, match=f'--launcher {launcher}: .* not set.*{how}'):
         check_launcher(launcher)
     check_launcher('none')
+
+
+def test_a_folder_whose_name_cannot_be_logged_is_refused(tmp_path):
+    check_writable(tmp_path / 'ü')
+    with pytest.raises(UsageError, match=r"x.udcff' is not valid UTF-8"):
+        check_writable(tmp_path / 'x\udcff')

@@ -1,10 +1,14 @@
+import pytest
+import torch
 from torch.testing import assert_close
 
-from mmcasvit.benchmark.comparison import copy_key, matmul_key, rows_of
+from mmcasvit.benchmark import comparison
+from mmcasvit.benchmark.comparison import Plan, copy_key, matmul_key, measure, rows_of
 from mmcasvit.benchmark.counts import Cost
 from mmcasvit.benchmark.memory import Memory
 from mmcasvit.benchmark.summary import table_row
 from mmcasvit.benchmark.variants import Variant
+from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.tables import markdown, split_constant
 
 SAMPLES = {
@@ -44,3 +48,21 @@ def test_the_table_shows_what_varies():
     assert lines[0].startswith('| model | form | params, M | GMACs | ms | quartiles | images/s | speed-up over eager |')
     assert lines[3] == '| xs | deploy | 0.00 | 5e-09 | 100 | 100 to 150 | 10 | 2.00 | 50 (50%) | 125 (125%) | - |'
     assert len(lines) == 2 + len(rows)
+
+
+def test_a_variant_that_fails_is_left_out_with_its_reason(monkeypatch):
+    good, bad = (Variant('xs', size=(64, side)) for side in (64, 96))
+    prepare = comparison.prepare
+
+    def prepare_one(variant):
+        if variant == bad:
+            raise torch.OutOfMemoryError('CUDA out of memory.\nTried to allocate')
+        return prepare(variant)
+
+    monkeypatch.setattr(comparison, 'prepare', prepare_one)
+    plan = Plan(rounds=1, warmup=1, least_seconds=0, memory=False)
+    rows, left_out = measure([bad, good], plan, dict(form='eager'))
+    assert [row['size'] for row in rows] == ['64x64']
+    assert left_out == [f'{bad}: OutOfMemoryError: CUDA out of memory.']
+    with pytest.raises(UsageError, match=r'nothing to measure: .*out of memory'):
+        measure([bad], plan, dict(form='eager'))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mmcasvit.datasets.outlines import decode_runs, outline_fault, polygon_fault, rle_fault
+from mmcasvit.datasets.outlines import decode_runs, is_coordinate, outline_fault, polygon_fault, rle_fault
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -52,3 +52,88 @@ def test_a_run_without_an_end_is_refused_at_once():
     with pytest.raises(ValueError, match='too long'):
         decode_runs('o' * 10**6)
     assert rle_fault(dict(size=[64, 96], counts='o' * 10**6), (64, 96)) != ''
+
+
+@pytest.mark.parametrize(
+    'value, valid',
+    [(0, True), (-1e9, True), (1e9, True), (1.1e9, False), (-1.1e9, False), (True, False), ('1', False), (None, False)],
+)
+def test_a_coordinate_is_a_number_of_at_most_a_billion(value, valid):
+    assert is_coordinate(value) == valid
+
+
+@pytest.mark.parametrize(
+    'size, reach', [((64, 96), 1000), ((64, 101), 1010), ((300, 96), 3000), ((8, 8), 1000), (None, 100_000)]
+)
+def test_a_corner_may_be_ten_times_the_longer_side_away(size, reach):
+    for far in (reach, -reach):
+        assert polygon_fault([0, 0, 4, 0, far, 4], size) == ''
+        assert polygon_fault([0, 0, 4, 0, 1.01 * far, 4], size) == (
+            f'a corner is at {1.01 * far:g}, farther than {reach} pixels'
+        )
+
+
+@pytest.mark.parametrize(
+    'points, words',
+    [
+        ([], '0 numbers'),
+        ([1, 2, 3, 4], '4 numbers'),
+        ([1, 2, 3, 4, 5, 6, 7], '7 numbers'),
+        ([1, 2, 1, 2, 1, 2], 'all corners are the same point'),
+        ([1, 2, 1, 2, 1, 3], ''),
+        ([1, 2, 1, 2, 3, 2], ''),
+        ([1, 1, 2, 2, 3, 3, 4, 4], ''),
+        ((1, 2, 3, 4, 5, 6), 'not numbers'),
+        ([1, 2, 3, 4, 5, '6'], 'not numbers'),
+        ([1, 2, 3, 4, 5, [6]], 'not numbers'),
+    ],
+)
+def test_polygons_have_three_different_corners(points, words):
+    assert words in polygon_fault(points, (64, 96))
+    assert bool(words) == bool(polygon_fault(points, (64, 96)))
+
+
+def test_polygons_that_are_read_are_those_of_at_least_six_numbers_in_pairs():
+    assert 'not numbers' in outline_fault([[0] * 4, ['x'] * 6], (64, 96))
+    assert 'not numbers' in outline_fault([[0] * 6, ['x'] * 8], (64, 96))
+    for ignored in (['x'] * 7, ['x'] * 9, ['x'] * 4):
+        assert outline_fault([ignored], (64, 96)) == ''
+
+
+def rle(counts, size=(4, 6)):
+    return rle_fault(dict(size=list(size), counts=counts), (4, 6))
+
+
+def test_runs_fill_the_image():
+    assert rle([24]) == rle([0, 24]) == rle([20, 4]) == ''
+    assert rle([20, 5]) == 'its runs add up to 25 pixels, but the image has 24'
+    assert 'not integers of at least 0' in rle([25, -1])
+    assert 'not integers of at least 0' in rle([23, True])
+    assert 'not integers of at least 0' in rle([23.0, 1])
+    assert rle([24], (6, 4)) == 'its size is [6, 4], but the image has [4, 6] (height, width)'
+    assert rle_fault(dict(size=(4, 6), counts=[24]), (4, 6)) == ''
+    assert 'its size is None' in rle_fault(dict(counts=[24]), (4, 6))
+    for counts in (3, None, b'X', 'é'):
+        assert rle(counts) == 'its counts cannot be decoded'
+    assert rle_fault(dict(size=[4, 6]), (4, 6)) == 'its counts cannot be decoded'
+    assert outline_fault(dict(size=[4, 6], counts='0'), (4, 6)) == 'its runs add up to 0 pixels, but the image has 24'
+
+
+@pytest.mark.parametrize(
+    'text, runs',
+    [('', []), ('05', [0, 5]), ('P1', [32]), ('1111', [1, 1, 1, 2]), ('11O1', [1, 1, -1, 2]), ('1110', [1, 1, 1, 1])],
+)
+def test_runs_are_five_bits_a_character_and_differences_from_the_fourth_on(text, runs):
+    assert decode_runs(text) == runs
+
+
+@pytest.mark.parametrize('text, words', [('/', "'/' is not a character"), ('p', "'p' is not"), ('P', 'is incomplete')])
+def test_what_is_no_run_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        decode_runs(text)
+
+
+def test_a_run_has_at_most_twelve_characters():
+    assert decode_runs('P' * 11 + '1') == [1 << 59 - 4]
+    with pytest.raises(ValueError, match='a run is too long'):
+        decode_runs('P' * 13 + '1')

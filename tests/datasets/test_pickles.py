@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections import OrderedDict
 
 import mmengine
 import numpy as np
@@ -23,9 +24,16 @@ def _handlers():
 
 def test_plain_values_and_arrays_are_read(tmp_path):
     content = [dict(a=1, b=[np.arange(3), np.float32(2.5), 'x', None], c=(1.5, {2}), d=np.ones((2, 2), 'f2'))]
-    mmengine.dump(content, tmp_path / 'x.pkl')
-    found = mmengine.load(tmp_path / 'x.pkl')
-    assert repr(found) == repr(content)
+    content += [b'bytes', bytearray(b'x'), frozenset({3})]
+    for protocol in (0, 2, pickle.HIGHEST_PROTOCOL):
+        (tmp_path / 'x.pkl').write_bytes(pickle.dumps(content, protocol))
+        found = mmengine.load(tmp_path / 'x.pkl')
+        assert repr(found) == repr(content)
+
+
+def test_an_ordered_dict_is_read_as_a_dict(tmp_path):
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(OrderedDict(b=1, a=2)))
+    assert repr(mmengine.load(tmp_path / 'x.pkl')) == "{'b': 1, 'a': 2}"
 
 
 @pytest.mark.parametrize('name, options', [('x.pkl', {}), ('x.pickle', {}), ('x.bin', dict(file_format='pkl'))])

@@ -1,88 +1,27 @@
 """Checkpoints are whole or not there, whatever happens while they are written; and a NaN loss ends the run."""
 
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.checkpoints import flip, save
 from helpers.toy_run import config, train
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from torch import nn
 
 import mmcasvit.engine.hooks.checkpoint as hook_module
 from mmcasvit import RunStopped, StopOnInvalidLossHook, WeightsError
 from mmcasvit.engine.compare_runs import differences, outcome
 from mmcasvit.engine.hooks.checkpoint import CheckpointHook
 from mmcasvit.engine.hooks.invalid_loss import describe_batch
-from mmcasvit.engine.work_dir import WorkDirLock
 from mmcasvit.weights.integrity import damage, find_whole_checkpoint
 
 CASE = dict(by_epoch=False, interval=3)
-
-
-def save(folder, *steps):
-    for step in steps:
-        torch.save(dict(state_dict=dict(x=torch.full((2000,), float(step)))), folder / f'iter_{step}.pth')
-        os.utime(folder / f'iter_{step}.pth', (step, step))
-
-
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-500])
-
-
-def flip(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    'harm',
-    [truncate, flip, Path.unlink, lambda file: file.write_bytes(b'')],
-    ids=['truncated', 'one bit', 'gone', 'empty'],
-)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, harm, monkeypatch):
-    said = []
-    monkeypatch.setattr('mmcasvit.weights.integrity.print_log', lambda text, **_: said.append(text))
-    save(tmp_path, 3, 6, 9, 12)  # the last one is of an earlier, longer run
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_9.pth'))
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_9.pth')
-    harm(tmp_path / 'iter_9.pth')
-    assert damage(tmp_path / 'iter_9.pth')
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_6.pth')
-    [warning] = said
-    assert 'iter_9.pth' in warning
-    assert 'iter_6.pth' in warning
-    truncate(tmp_path / 'iter_6.pth')
-    truncate(tmp_path / 'iter_3.pth')
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_12.pth')
-    assert 'iter_3.pth' in said[-1]
-    truncate(tmp_path / 'iter_12.pth')
-    with pytest.raises(WeightsError, match=r'iter_9.*iter_6.*iter_3.*iter_12'):
-        find_whole_checkpoint(tmp_path)
-
-
-def test_without_a_pointer_the_newest_whole_file_counts_and_an_empty_folder_has_none(tmp_path):
-    assert find_whole_checkpoint(tmp_path) is None
-    save(tmp_path, 3, 6)
-    (tmp_path / '.iter_9.pth.unfinished').write_bytes(b'half')
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_6.pth')
-    moved = tmp_path / 'moved'
-    moved.mkdir()
-    save(moved, 3)
-    (moved / 'last_checkpoint').write_text('elsewhere/iter_3.pth')
-    assert find_whole_checkpoint(moved) == str(moved / 'iter_3.pth')
-
-
-@pytest.mark.parametrize('content', [b'', b'\xff\xfe\x00', b'iter_9\x00.pth', b'nowhere/iter_9.pth'])
-def test_a_pointer_that_leads_nowhere_gives_way_to_the_newest_file(tmp_path, content):
-    save(tmp_path, 3, 6)
-    (tmp_path / 'last_checkpoint').write_bytes(content)
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_6.pth')
 
 
 class Die(CheckpointHook):
@@ -300,20 +239,346 @@ def test_a_run_resumed_in_another_work_dir_leaves_both_alone(half_run, tmp_path)
     assert (tmp_path / 'c/iter_12.pth').exists()
 
 
-def test_two_runs_do_not_train_in_one_work_dir(tmp_path):
-    lock = WorkDirLock(tmp_path)
-    process = multiprocessing.get_context('fork').Process(target=_refused, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 7
-    lock.release()
-    assert list(tmp_path.iterdir()) == []
-    WorkDirLock(tmp_path).release()
+# Single steps of the hook, with a made-up runner ------------------------------------------------------------------
 
 
-def _refused(folder):
-    try:
-        WorkDirLock(folder)
-    except RunStopped as error:
-        os._exit(7 if 'another run is training in it' in str(error) else 8)
-    os._exit(0)
+class Runner(SimpleNamespace):
+    """Runner that writes its iteration as a checkpoint."""
+
+    def __init__(self, work_dir, iteration=3, **settings):
+        hub = MessageHub('hook')
+        hub.runtime_info.update(settings.pop('runtime_info', {}))
+        super().__init__(
+            work_dir=str(work_dir),
+            model=nn.BatchNorm1d(2),
+            iter=iteration,
+            epoch=0,
+            message_hub=hub,
+            said=[],
+            _resume=False,
+            _load_from=None,
+            _has_loaded=False,
+        )
+        self.logger = SimpleNamespace(info=lambda text: None, warning=self.said.append)
+        vars(self).update(settings)
+
+    def save_checkpoint(self, out_dir, filename, *args, **kwargs):
+        torch.save(dict(iter=self.iter, hub=dict(self.message_hub.runtime_info)), os.path.join(out_dir, filename))
+
+
+def started(tmp_path, runner=None, **options):
+    hook = CheckpointHook(**{'by_epoch': False, 'interval': 1, **options})
+    runner = runner or Runner(tmp_path)
+    hook.before_train(runner)
+    return hook, runner
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir() if '.pth' in path.name)
+
+
+def test_an_unknown_argument_is_named():
+    with pytest.raises(TypeError, match="CheckpointHook has no argument 'intervall', 'x'"):
+        CheckpointHook(intervall=1, x=2)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_gathered_gradients_are_kept_in_runs_of_one_process_only(tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(hook_module, 'get_world_size', lambda: processes)
+    hook, runner = CheckpointHook(), Runner(tmp_path)
+    hook.before_save_checkpoint(runner, without := dict(optimizer={}))
+    assert without == dict(optimizer={}), 'no gradients are gathered'
+    runner.model.weight.grad = torch.tensor([1.0, 2.0])
+    hook.before_save_checkpoint(runner, saved := dict(optimizer={}))
+    assert {name: grad.tolist() for name, grad in saved.get('gradients', {}).items()} == (
+        dict(weight=[1, 2]) if processes == 1 else {}
+    )
+    hook.before_save_checkpoint(runner, best := {})
+    assert best == {}
+
+
+@pytest.mark.parametrize('resumed', [True, False])
+def test_gathered_gradients_are_restored_in_a_resumed_run_only(tmp_path, resumed):
+    runner = Runner(tmp_path, _resume=resumed)
+    runner.model.double()
+    checkpoint = dict(meta=dict(config='x', cfg='x', iter=3), gradients=dict(weight=torch.tensor([1.0, 2.0])))
+    CheckpointHook().after_load_checkpoint(runner, checkpoint)
+    assert checkpoint['meta'] == dict(iter=3)
+    assert runner.model.bias.grad is None
+    assert (runner.model.weight.grad is not None) == resumed
+    if resumed:
+        torch.testing.assert_close(runner.model.weight.grad, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    CheckpointHook().after_load_checkpoint(Runner(tmp_path, _resume=True), {})
+
+
+@pytest.mark.parametrize(
+    'change', [dict(_resume=False), dict(_has_loaded=True), dict(_load_from='missing.pth', _resume=False)]
+)
+def test_nothing_is_chosen_unless_a_run_is_to_be_resumed(tmp_path, change):
+    save(tmp_path, 3)
+    runner = Runner(tmp_path, **{'_resume': True, **change})
+    CheckpointHook().before_run(runner)
+    assert runner._load_from == change.get('_load_from')
+
+
+@pytest.mark.parametrize('main', [True, False])
+def test_the_main_process_chooses_the_checkpoint_to_resume_from(tmp_path, monkeypatch, main):
+    def broadcast(found):
+        assert found == ([str(tmp_path / 'iter_6.pth')] if main else [None])
+        found[0] = str(tmp_path / 'iter_6.pth')
+
+    save(tmp_path, 3, 6)
+    monkeypatch.setattr(hook_module, 'is_main_process', lambda: main)
+    monkeypatch.setattr(hook_module, 'broadcast_object_list', broadcast)
+    runner = Runner(tmp_path, _resume=True)
+    CheckpointHook().before_run(runner)
+    assert (runner._resume, runner._load_from, runner.said) == (True, str(tmp_path / 'iter_6.pth'), [])
+
+
+def test_a_run_with_nothing_to_resume_says_that_it_starts(tmp_path):
+    runner = Runner(tmp_path, _resume=True)
+    CheckpointHook().before_run(runner)
+    assert (runner._resume, runner._load_from) == (False, None)
+    assert 'has no checkpoint to resume from: the run starts from the beginning' in runner.said[0]
+
+
+def test_a_damaged_file_to_resume_from_is_named(tmp_path):
+    save(tmp_path, 3)
+    runner = Runner(tmp_path, _resume=True, _load_from=str(tmp_path / 'iter_3.pth'))
+    CheckpointHook().before_run(runner)
+    flip(tmp_path / 'iter_3.pth')
+    with pytest.raises(WeightsError, match=r'iter_3\.pth is damaged: the checksum'):
+        CheckpointHook().before_run(runner)
+    (tmp_path / 'iter_3.pth').write_text('not a zip file: the reader names what is wrong')
+    CheckpointHook().before_run(runner)
+
+
+@pytest.mark.parametrize(
+    'name, value, written',
+    [
+        ('weight', 1.0, True),
+        ('weight', torch.nan, False),
+        ('running_var', torch.inf, False),
+        ('bias', -torch.inf, False),
+    ],
+)
+def test_only_finite_weights_and_statistics_are_written(tmp_path, name, value, written):
+    hook, runner = started(tmp_path)
+    getattr(runner.model, name).data[1] = value
+    if written:
+        hook._save_checkpoint(runner)
+        assert files(tmp_path) == ['iter_4.pth']
+        return
+    with pytest.raises(RunStopped, match=r'before .*iter_4\.pth was written: .* NaN or infinite\. No checkpoint'):
+        hook._save_checkpoint(runner)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize('folder', [False, True])
+def test_a_checkpoint_that_cannot_be_written_or_read_back_leaves_no_file(tmp_path, monkeypatch, folder):
+    hook, runner = started(tmp_path)
+    monkeypatch.setattr(hook_module, 'damage', lambda path: 'its end is missing')
+    if folder:
+        monkeypatch.setattr(runner, 'save_checkpoint', lambda out, name, *_, **__: os.mkdir(os.path.join(out, name)))
+    with pytest.raises(RunStopped, match=r'iter_4\.pth could not be written: .*read back and its end is missing\. No'):
+        hook._save_checkpoint(runner)
+    assert files(tmp_path) == (['.iter_4.pth.unfinished'] if folder else [])
+    assert not (tmp_path / 'last_checkpoint').exists()
+
+    def full(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    runner.save_checkpoint = full
+    with pytest.raises(RunStopped, match=r'could not be written: .*No space left'):
+        hook._save_checkpoint(runner)
+
+
+@pytest.mark.parametrize('main', [True, False])
+def test_every_process_writes_and_the_main_one_renames(tmp_path, monkeypatch, main):
+    barriers = []
+    hook, runner = started(tmp_path)
+    monkeypatch.setattr(hook_module, 'is_main_process', lambda: main)
+    monkeypatch.setattr(hook_module, 'barrier', lambda: barriers.append(files(tmp_path)))
+    hook._save_checkpoint(runner)
+    assert files(tmp_path) == (['iter_4.pth'] if main else ['.iter_4.pth.unfinished'])
+    assert (tmp_path / 'last_checkpoint').exists() == main
+    assert barriers == [], 'a file is written by the main process only'
+
+    def write_part(out_dir, name, *args, **kwargs):
+        os.mkdir(os.path.join(out_dir, name))
+        torch.save({}, os.path.join(out_dir, name, 'part.pth'))
+
+    runner.save_checkpoint, runner.iter = write_part, 4
+    hook._save_checkpoint(runner)
+    assert len(barriers) == 1
+
+
+def test_a_checkpoint_is_deleted_after_the_pointer_leads_to_its_successor(tmp_path):
+    hook, runner = started(tmp_path, max_keep_ckpts=2)
+    listed = []
+    for runner.iter in (3, 4, 4, 5):
+        hook._save_checkpoint(runner)
+        listed.append(torch.load(tmp_path / f'iter_{runner.iter + 1}.pth')['hub']['keep_ckpt_ids'])
+    assert files(tmp_path) == ['iter_5.pth', 'iter_6.pth']
+    assert listed == [[4], [4, 5], [4, 5], [4, 5, 6]], 'a run resumed from it deletes what this one did not'
+    assert list(hook.keep_ckpt_ids) == runner.message_hub.get_info('keep_ckpt_ids') == [5, 6]
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_6.pth') == hook.last_ckpt
+    assert runner.message_hub.get_info('last_ckpt') == hook.last_ckpt
+
+
+def test_one_checkpoint_or_all_of_them_are_kept(tmp_path):
+    both = ['iter_4.pth', 'iter_5.pth']
+    for number, kept in ((1, both[1:]), (2, both), (0, both), (-1, both)):
+        (tmp_path / str(number)).mkdir()
+        hook, runner = started(tmp_path / str(number), Runner(tmp_path / str(number)), max_keep_ckpts=number)
+        for runner.iter in (3, 4):
+            hook._save_checkpoint(runner)
+        assert files(tmp_path / str(number)) == kept
+        hook.after_train(runner)
+
+
+@pytest.mark.parametrize(
+    'listed, resumed, kept, left',
+    [
+        ([3, 6, 9], True, [6, 9], [6, 9]),
+        ([9], True, [9], [3, 6, 9]),
+        ([3, 6, 9], False, [], [3, 6, 9]),
+        ([True, '3', 3.0, 6, 9], True, [6, 9], [3, 6, 9]),
+        ('369', True, [], [3, 6, 9]),
+    ],
+)
+def test_a_resumed_run_deletes_the_surplus_that_it_listed_itself(tmp_path, listed, resumed, kept, left):
+    save(tmp_path, 3, 6, 9)
+    runner = Runner(
+        tmp_path,
+        _resume=resumed,
+        _load_from=str(tmp_path / 'iter_9.pth'),
+        runtime_info=dict(keep_ckpt_ids=listed, last_ckpt='x'),
+    )
+    hook, _ = started(tmp_path, runner, max_keep_ckpts=2)
+    assert list(hook.keep_ckpt_ids) == kept
+    assert hook.keep_ckpt_ids.maxlen == 2
+    assert files(tmp_path) == [f'iter_{step}.pth' for step in left]
+    assert hook.last_ckpt == 'x'
+
+
+def test_other_processes_delete_nothing(tmp_path, monkeypatch):
+    save(tmp_path, 3, 6)
+    (tmp_path / '.iter_9.pth.unfinished').touch()
+    monkeypatch.setattr(hook_module, 'is_main_process', lambda: False)
+    runner = Runner(
+        tmp_path, _resume=True, _load_from=str(tmp_path / 'iter_6.pth'), runtime_info=dict(keep_ckpt_ids=[3, 6])
+    )
+    started(tmp_path, runner, max_keep_ckpts=1)
+    assert files(tmp_path) == ['.iter_9.pth.unfinished', 'iter_3.pth', 'iter_6.pth']
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / '.iter_9.pth.unfinished').touch()
+    (tmp_path / '.iter_6.pth.unfinished').mkdir()
+    (tmp_path / '.iter_6.pth.unfinished/part').touch()
+    started(tmp_path)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    'path, own',
+    [
+        ('{}/best_score_iter_3.pth', True),
+        ('elsewhere/best_score_iter_3.pth', True),
+        ('{}/iter_3.pth', False),
+        ('{}/best_.pth', False),
+        ('{}/best_score_iter_3.pth.bak', False),
+        (3, False),
+        (None, False),
+    ],
+)
+def test_the_best_checkpoint_is_one_of_this_folder(tmp_path, path, own):
+    named = path.format(tmp_path) if isinstance(path, str) else path
+    for resumed in (True, False):
+        settings = dict(_resume=resumed, _load_from=str(tmp_path / 'iter_6.pth'))
+        wanted = str(tmp_path / 'best_score_iter_3.pth') if own and resumed else None
+        hook, _ = started(
+            tmp_path, Runner(tmp_path, runtime_info=dict(best_ckpt=named), **settings), save_best='score', rule='less'
+        )
+        assert hook.best_ckpt_path == wanted
+        hook._lock.release()
+        hook, _ = started(
+            tmp_path,
+            Runner(tmp_path, runtime_info=dict(best_ckpt_a=named), **settings),
+            save_best=['a', 'b'],
+            rule='less',
+        )
+        assert hook.best_ckpt_path_dict == dict(a=wanted, b=None)
+        hook._lock.release()
+
+
+def test_the_last_best_checkpoint_is_deleted_after_the_new_one_is_written(tmp_path, monkeypatch):
+    hook, runner = started(tmp_path, save_best='score', rule='greater')
+    kept = []
+    for runner.iter, score in ((3, 1.0), (4, 2.0), (5, 1.5)):
+        hook._save_best_checkpoint(runner, dict(score=score))
+        kept.append(files(tmp_path))
+    assert kept == [['best_score_iter_3.pth'], *[['best_score_iter_4.pth']] * 2]
+    assert hook.best_ckpt_path == str(tmp_path / 'best_score_iter_4.pth')
+    monkeypatch.setattr(hook_module, 'is_main_process', lambda: False)
+    runner.iter = 6
+    hook._save_best_checkpoint(runner, dict(score=9.0))
+    assert 'best_score_iter_4.pth' in files(tmp_path)
+
+
+def test_each_of_several_scores_has_its_best_checkpoint(tmp_path):
+    hook, runner = started(tmp_path, save_best=['a', 'b'], rule='greater')
+    kept = []
+    for runner.iter, a, b in ((3, 1.0, 1.0), (4, 2.0, 0.0), (5, 0.0, 3.0), (6, 0.0, 0.0)):
+        hook._save_best_checkpoint(runner, dict(a=a, b=b))
+        kept.append(files(tmp_path))
+    assert kept == [
+        ['best_a_iter_3.pth', 'best_b_iter_3.pth'],
+        ['best_a_iter_4.pth', 'best_b_iter_3.pth'],
+        *[['best_a_iter_4.pth', 'best_b_iter_5.pth']] * 2,
+    ]
+    assert hook.best_ckpt_path_dict == {
+        'a': str(tmp_path / 'best_a_iter_4.pth'),
+        'b': str(tmp_path / 'best_b_iter_5.pth'),
+    }
+
+
+def test_without_save_best_no_score_is_looked_at(tmp_path):
+    hook, runner = started(tmp_path)
+    hook._save_best_checkpoint(runner, {})
+    assert files(tmp_path) == []
+
+
+def test_checkpoints_in_another_folder_are_those_of_the_run(tmp_path):
+    for name in ('run', 'out'):
+        (tmp_path / name).mkdir()
+    hook, runner = started(tmp_path, Runner(tmp_path / 'run'), out_dir=str(tmp_path / 'out'), max_keep_ckpts=1)
+    (tmp_path / 'out/run').mkdir()
+    hook._save_checkpoint(runner)
+    assert files(tmp_path / 'out/run') == ['iter_4.pth']
+    assert files(tmp_path / 'run') == []
+    assert (tmp_path / 'run/last_checkpoint').read_text() == str(tmp_path / 'out/run/iter_4.pth')
+    for folder, continued in (('out/run', True), ('out/../out/run', True), ('run', False)):
+        runner._resume, runner._load_from = True, str(tmp_path / folder / 'iter_4.pth')
+        assert hook._continues_in_its_folder(runner) == continued
+    for runner._resume, runner._load_from in ((False, str(tmp_path / 'out/run/iter_4.pth')), (True, None)):
+        assert not hook._continues_in_its_folder(runner)
+
+
+def test_remote_storage_is_written_by_mmengine(tmp_path):
+    hook, runner = started(tmp_path)
+    assert isinstance(hook._whole(runner), hook_module._WholeFiles)
+    assert hook._whole(hook._whole(runner))._runner is runner
+    hook.file_backend, hook.out_dir = object(), 's3://bucket/run/'
+    assert hook._whole(runner) is runner
+    for address, continued in (('s3://bucket/run/iter_3.pth', True), ('s3://bucket/iter_3.pth', False)):
+        runner._resume, runner._load_from = True, address
+        assert hook._continues_in_its_folder(runner) == continued
+
+
+def test_the_work_dir_is_locked_while_the_run_trains(tmp_path):
+    hook, runner = started(tmp_path)
+    assert (tmp_path / '.running').exists()
+    hook.after_train(runner)
+    assert not (tmp_path / '.running').exists()

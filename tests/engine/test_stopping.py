@@ -45,9 +45,31 @@ def test_a_killed_worker_is_named(runner):
             next(iter(DataLoader(Dying(), num_workers=1)))
 
 
-def test_a_full_disk_is_named_and_other_errors_pass(runner):
-    with pytest.raises(RunStopped, match=r'No space left on device.*Free some space'), stops_explained(runner):
-        raise OSError(errno.ENOSPC, 'No space left on device', 'log.json')
-    for error in (OSError(errno.ENOENT, 'x'), RuntimeError('x'), ValueError('x')):
-        with pytest.raises(type(error)), stops_explained(runner):
-            raise error
+@pytest.mark.parametrize('error', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_named(runner, error):
+    words = r"x: 'log\.json'\. Free some space\. No checkpoint"
+    with pytest.raises(RunStopped, match=words), stops_explained(runner):
+        raise OSError(error, 'x', 'log.json')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        *(OSError(number, 'x') for number in (errno.ENOENT, errno.EIO, errno.EACCES, errno.EROFS, errno.ENOMEM)),
+        OSError('without a number'),
+        RuntimeError('x'),
+        RuntimeError('after DataLoader worker (pid 3) is killed'),
+        ValueError('DataLoader worker (pid 3) is killed'),
+    ],
+    ids=repr,
+)
+def test_other_errors_pass_as_they_are(runner, error):
+    with pytest.raises(type(error)) as caught, stops_explained(runner):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize('end', ['(pid 3) is killed by signal: Killed.', '(pid(s) 3, 4) exited unexpectedly'])
+def test_both_ends_of_a_worker_are_explained(runner, end):
+    with pytest.raises(RunStopped, match='a worker process of a data loader was killed'), stops_explained(runner):
+        raise RuntimeError(f'DataLoader worker {end}')

@@ -17,6 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmcasvit import CASViT, WeightsError
+from mmcasvit.models.load_checks import _find_and_compare
 from mmcasvit.weights.checkpoint import write_checkpoint
 from mmcasvit.weights.names import to_own_names
 
@@ -115,7 +116,8 @@ def test_mmengine_loads_safetensors(tmp_path):
     ids=['another arch', 'another model', 'other names', 'ImageNet file', 'an output less', 'no weights', 'empty'],
 )
 def test_the_refusal_of_a_file_without_the_backbone_is_one_message(tmp_path, content, words):
-    with pytest.raises(WeightsError, match=f'(?s)does not fit the model.*{words}'):
+    # PyTorch has loaded what fits by then, so the message does not say that nothing was loaded.
+    with pytest.raises(WeightsError, match=rf'(?s)does not fit the model\.\n.*{words}'):
         load_checkpoint(Model(), save(content(), tmp_path / 'x.pth'), map_location='cpu')
 
 
@@ -196,6 +198,21 @@ def test_a_runner_finds_the_weights_before_its_other_hooks_need_them(tmp_path):
     runner._resume = True
     with pytest.raises(WeightsError, match='no state of a training run'):
         runner.resume(path)
+
+
+@pytest.mark.parametrize('container', ['model', ''])
+def test_weights_that_moved_leave_nothing_behind_where_the_loader_looks(container):
+    model, weights = Model(), Model().state_dict()
+    state = (dict(model=weights) if container else dict(weights)) | dict(epoch=3, extra=torch.ones(1))
+    if container:
+        del state['extra']
+    _find_and_compare(model, state, '', {}, False, [], [], [])
+    assert set(state) == set(weights) | (set() if container else {'epoch', 'extra'})
+    assert model._fit.leftover == ([] if container else ['extra'])
+    inner = {f'part.{key}': value for key, value in weights.items()} | {'other.x': torch.ones(1)}
+    _find_and_compare(model, before := dict(inner), 'part.', {}, False, [], [], [])
+    assert before.keys() == inner.keys()
+    assert model._fit.fatal == model._fit.leftover == []
 
 
 def test_values_other_than_tensors_are_kept(tmp_path):

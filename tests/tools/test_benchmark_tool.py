@@ -8,6 +8,8 @@ import pytest
 import torch
 from helpers.repository import ROOT, load_tool, write_tiny_config
 
+from mmcasvit.ops.install import COMPILED, operators_in_use
+
 
 @pytest.fixture(scope='module')
 def tool():
@@ -81,6 +83,11 @@ def test_scaling_fits_exponents(run, tmp_path):
         (['operators', 'xs', '--form', 'compiled'], 'operators can be told apart only in'),
         (['compare', 'xs', '--cpu-time', '--threads', '2'], 'use it with --threads 1'),
         (['step', 'none.py'], 'config not found'),
+        pytest.param(
+            ['mmcv-ops', 'none.py'],
+            'config not found' if operators_in_use() == COMPILED else 'make setup OPS=compiled',
+            id='mmcv-ops',
+        ),
     ],
 )
 def test_wrong_input_is_one_clear_line(run, args, words, monkeypatch, tmp_path):

@@ -1,12 +1,16 @@
 import argparse
+import copy
 import functools
 import http.server
 import pathlib
 import pickle
+import re
 import shutil
 import sys
 import threading
+import urllib.error
 
+import numpy as np
 import pytest
 import torch
 from helpers.attack import Attack
@@ -19,7 +23,17 @@ from torch.testing import assert_close
 from mmcasvit import CASViT, WeightsError, load_pretrained
 from mmcasvit.apis.runner import prepare
 from mmcasvit.cli import add_common_arguments
-from mmcasvit.weights.checkpoint import read_ahead, read_checkpoint, write_checkpoint
+from mmcasvit.weights import checkpoint
+from mmcasvit.weights.checkpoint import (
+    _LOCAL_SAFETENSORS,
+    _history_buffer_method,
+    _local_file,
+    forget_config,
+    read_ahead,
+    read_checkpoint,
+    use_safe_checkpoint_reader,
+    write_checkpoint,
+)
 from mmcasvit.weights.names import count_classes, find_weights
 
 
@@ -306,3 +320,214 @@ def test_metadata_of_safetensors_that_is_not_json_is_named(tmp_path, meta):
     safetensors.save_file(dict(x=torch.ones(1)), tmp_path / 'x.safetensors', dict(meta=meta))
     with pytest.raises(WeightsError, match=r'the metadata of .*x\.safetensors is not JSON'):
         read_checkpoint(tmp_path / 'x.safetensors')
+
+
+def test_only_the_means_of_log_buffers_pass_for_getattr():
+    for name in ('min', 'max', 'current', 'mean'):
+        assert _history_buffer_method(HistoryBuffer, name) is getattr(HistoryBuffer, name)
+    for owner, name in ((HistoryBuffer, '__init__'), (HistoryBuffer, 'statistics'), (list, 'mean'), (max, 'min')):
+        with pytest.raises(pickle.UnpicklingError, match='is not allowed'):
+            _history_buffer_method(owner, name)
+
+
+def test_what_is_read_ahead_is_trusted_only_if_it_is_said(tmp_path, log):
+    path = save(tmp_path, dict(args=argparse.Namespace(out=pathlib.Path('x'))))
+    with pytest.raises(WeightsError, match='If you trust'):
+        read_ahead(path)
+    ahead = read_ahead(path, trust=True)
+    assert read_checkpoint(path) is ahead
+
+
+class Failing:
+    def __reduce__(self):
+        return int, ('no number',)
+
+
+def test_a_trusted_pickle_that_fails_is_named(tmp_path, log):
+    with pytest.raises(WeightsError, match=r'x\.pth cannot be unpickled: ValueError: invalid literal'):
+        read_checkpoint(save(tmp_path, dict(a=Failing()), 'x.pth'), trust=True)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder of downloads; a download writes the address into its file."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda path, file: pathlib.Path(file).write_text(path))
+    return tmp_path / 'checkpoints'
+
+
+@pytest.mark.parametrize(
+    'address, name', [('http://h/a/x.pth', 'x.pth'), ('https://h/x.pth?v=1', 'x.pth'), ('http://h/', 'checkpoint')]
+)
+def test_an_address_is_downloaded_once_by_the_main_process(hub, monkeypatch, address, name):
+    monkeypatch.setattr(checkpoint, 'is_main_process', lambda: False)
+    with pytest.raises(WeightsError, match=r'could not be downloaded to .*: see the first process'):
+        _local_file(address)
+    monkeypatch.setattr(checkpoint, 'is_main_process', lambda: True)
+    file = _local_file(address)
+    assert file.read_text() == address
+    assert file.parent == hub
+    assert file.name.endswith(f'-{name}')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', None)
+    assert _local_file(address) == file
+
+
+@pytest.mark.parametrize('error', [OSError('x'), ValueError('x'), urllib.error.URLError('x')])
+def test_a_failed_download_is_named_after_all_processes_know_of_it(hub, monkeypatch, error):
+    def fail(path, file):
+        raise error
+
+    waited = []
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fail)
+    monkeypatch.setattr(checkpoint, 'barrier', lambda: waited.append(True))
+    with pytest.raises(WeightsError, match=r'http://h/x\.pth could not be downloaded to .*: .*x'):
+        _local_file('http://h/x.pth')
+    assert waited == [True]
+
+
+def test_a_file_is_preferred_to_published_weights_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(checkpoint, '_find_published', lambda name, trust: (name, trust))
+    assert _local_file('casvit-xs', True) == ('casvit-xs', True)
+    (tmp_path / 'casvit-xs').touch()
+    assert _local_file('casvit-xs') == pathlib.Path('casvit-xs')
+    assert _local_file('~/casvit-xs') == tmp_path / 'casvit-xs'
+    for name in ('casvit-s.pth', 'a/casvit-s', '~/casvit-s'):
+        with pytest.raises(WeightsError, match='checkpoint not found'):
+            _local_file(name)
+    monkeypatch.setattr(checkpoint, '_find_published', None)
+    with pytest.raises(WeightsError, match='checkpoint not found'):
+        _local_file('casvit-s')
+
+
+def test_tensors_are_read_to_the_device_that_is_asked_for(tmp_path):
+    path = save(tmp_path, dict(state_dict=dict(x=torch.ones(1))))
+    assert read_checkpoint(path, 'meta')['state_dict']['x'].is_meta
+    write_checkpoint(dict(state_dict=dict(x=torch.ones(1))), tmp_path / 'x.safetensors')
+    for device, found in ((None, 'cpu'), ('cpu', 'cpu')):
+        assert read_checkpoint(tmp_path / 'x.safetensors', device)['state_dict']['x'].device.type == found
+
+
+@pytest.mark.parametrize(
+    'metadata, meta', [(None, {}), (dict(format='pt'), {}), (dict(meta='[1]'), {}), (dict(meta='{"a": 1}'), dict(a=1))]
+)
+def test_safetensors_of_other_programs_have_no_meta(tmp_path, metadata, meta):
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file(dict(x=torch.ones(1)), tmp_path / 'x.safetensors', metadata)
+    assert read_checkpoint(tmp_path / 'x.safetensors')['meta'] == meta
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_file_is_written_as_a_whole_and_for_everyone_to_read(tmp_path, suffix):
+    path = tmp_path / f'x{suffix}'
+    path.write_text('old')
+    weights = dict(x=torch.arange(6.0).view(2, 3).t())
+    write_checkpoint(dict(state_dict=weights, meta=dict(mean=np.arange(2))), path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    (tmp_path / 'other').touch()
+    assert path.stat().st_mode == (tmp_path / 'other').stat().st_mode
+    content = read_checkpoint(path)
+    assert_close(content['state_dict'], weights, check_stride=False)
+    assert list(content['meta']['mean']) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    'reason, seen', [(OSError(28, 'full'), OSError), (ValueError('x'), RuntimeError), (None, RuntimeError)]
+)
+def test_a_failed_write_gives_its_reason_and_leaves_the_old_file(tmp_path, monkeypatch, reason, seen):
+    def fail(content, file):
+        file.write(b'half')
+        error = RuntimeError('unexpected pos 64 vs 0')
+        error.__context__ = reason
+        raise error
+
+    (tmp_path / 'x.pth').write_text('old')
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(seen):
+        write_checkpoint({}, tmp_path / 'x.pth')
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [('x.pth', 'old')]
+
+
+@pytest.mark.parametrize('meta', [None, 'text', dict(iter=3), dict(config='x', cfg='y', iter=3)])
+def test_the_config_of_a_checkpoint_is_forgotten(meta):
+    content = dict(state_dict={}) if meta is None else dict(state_dict={}, meta=meta)
+    before = copy.deepcopy(content)
+    forget_config(content)
+    assert content == (before | dict(meta=dict(iter=3)) if isinstance(meta, dict) else before)
+
+
+@pytest.mark.parametrize('trust', [False, True])
+def test_mmengine_reads_local_and_downloaded_files_safely(tmp_path, monkeypatch, trust, log):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    use_safe_checkpoint_reader(*([True] if trust else []))
+    monkeypatch.setattr(checkpoint, '_local_file', lambda path, trust: unsafe_file)
+    unsafe_file = pathlib.Path(unsafe(tmp_path))
+    for path in (str(unsafe_file), 'http://h/x.pth', 'https://h/x.pth'):
+        if trust:
+            assert set(CheckpointLoader.load_checkpoint(path)) == {'model', 'args'}
+        else:
+            with pytest.raises(WeightsError, match='If you trust'):
+                CheckpointLoader.load_checkpoint(path)
+
+
+def test_safetensors_of_other_storage_are_left_to_its_reader():
+    for path, own in (('a/x.safetensors', True), ('s3://a/x.safetensors', False), ('x.safetensors.pth', False)):
+        assert bool(re.match(_LOCAL_SAFETENSORS, path)) == own
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (dict(state_dict=3.0), 'its state_dict is a float, not a dict'),
+        (dict(state_dict=None), 'its state_dict is a NoneType'),
+        (dict(model={0: torch.ones(1)}), '0 is not the name of a tensor'),
+        ({3: torch.ones(1)}, '3 is not the name'),
+        (dict(x=torch.ones(1), meta='x'), 'its meta is a str'),
+        (dict(x=torch.ones(1), meta=dict(dataset_meta=[1])), 'its dataset_meta is a list'),
+        (dict(x=torch.ones(1), meta=dict(dataset_meta=dict(classes=3))), 'the classes in its meta are not'),
+        (dict(x=torch.ones(1), meta=dict(CLASSES=['x', 3])), 'the CLASSES in its meta are not'),
+    ],
+)
+def test_parts_of_another_type_are_refused(tmp_path, content, words):
+    with pytest.raises(WeightsError, match=words):
+        read_checkpoint(save(tmp_path, content))
+
+
+def test_a_tensor_with_a_wrong_checksum_is_refused(tmp_path):
+    path = save(tmp_path, dict(x=torch.arange(1000)))
+    assert len(read_checkpoint(path)['x']) == 1000
+    raw = bytearray(pathlib.Path(path).read_bytes())
+    raw[raw.index(torch.arange(500, 502).numpy().tobytes())] ^= 1
+    pathlib.Path(path).write_bytes(raw)
+    with pytest.raises(WeightsError, match='the checksum of weights/data/0 is wrong'):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (dict(state_dict=[1]), 'its state_dict is a list'),
+        (dict(meta=[1]), 'its meta is a list'),
+        (dict(meta=dict(dataset_meta='x')), 'its dataset_meta is a str'),
+        ({3: 1}, '3 is not the name of a tensor'),
+        *(({name: {3: 1}}, '3 is not the name of a tensor') for name in ('state_dict', 'model', 'model_ema')),
+        (dict(meta=dict(dataset_meta=dict(classes='ab'))), 'the classes in its meta are not a list of names'),
+        (dict(meta=dict(dataset_meta=dict(classes=['a', 3]))), 'the classes in its meta'),
+        (dict(meta=dict(CLASSES=[3])), 'the CLASSES in its meta'),
+        (dict(state_dict={}, meta=dict(CLASSES=('a',), dataset_meta=dict(classes=['a', 'b']))), ''),
+        (dict(model=3, meta=None), ''),
+        (dict(meta=dict(dataset_meta=None, CLASSES=None)), ''),
+    ],
+)
+def test_parts_of_another_form_are_named(tmp_path, content, words):
+    if not words:
+        assert read_checkpoint(save(tmp_path, content)) == content
+        return
+    with pytest.raises(WeightsError, match=f'is not a checkpoint: {words}'):
+        read_checkpoint(save(tmp_path, content))
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(WeightsError, match=r'http://\[ is not an address'):
+        read_checkpoint('http://[')

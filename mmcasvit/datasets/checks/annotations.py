@@ -22,6 +22,9 @@ def check_annotations(data: CheckedDataset) -> None:
 
 def _check_classes(data: CheckedDataset) -> None:
     names = [category['name'] for category in data.content['categories']]
+    ids = [category['id'] for category in data.content['categories']]
+    for number in {number for number in ids if ids.count(number) > 1}:
+        data.add('duplicate_category', data.annotation_file, f'{number!r} is the id of two categories')
     if fault := category_name_fault(names, data.classes):
         data.add('duplicate_category', data.annotation_file, fault)
     elif fault := category_order_fault(names, data.classes):
@@ -62,7 +65,7 @@ def _check_entries(data: CheckedDataset, images: dict) -> None:
     if not content['images'] or not content['annotations']:
         counts = f'{len(content["images"])} images, {len(content["annotations"])} annotations'
         data.add('no_instances', data.annotation_file, counts)
-    seen = set()
+    seen, evaluated = set(), data.split != 'train'
     for index, annotation in enumerate(content['annotations']):
         if (
             not isinstance(annotation, dict)
@@ -86,6 +89,12 @@ def _check_entries(data: CheckedDataset, images: dict) -> None:
             about['image'] = path
         if annotation['category_id'] not in categories:
             data.add('unknown_category', where, f'category_id {annotation["category_id"]}', **about)
+        if evaluated and isinstance(annotation['id'], str):
+            data.add('malformed', where, 'its id is text, and the evaluation needs a number', **about)
+        crowd = annotation.get('iscrowd', None if evaluated else 0)
+        if not isinstance(crowd, (int, float)) or crowd not in (0, 1):
+            found = f'iscrowd is {str(crowd)[:80]!r}' if 'iscrowd' in annotation else 'it has no iscrowd'
+            data.add('iscrowd', where, f'{found}, and the evaluation needs 0 or 1', **about)
         _check_shape(data, annotation, image, where, about)
 
 

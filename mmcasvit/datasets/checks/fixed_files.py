@@ -82,12 +82,13 @@ def fix_coco(data: CheckedDataset) -> tuple[dict, list[str]]:
     """Return a copy of the content of a COCO file without its problems, and a list of what was done.
 
     Images with a problem are left out with all of their annotations. Boxes are clipped to their image, and left out if
-    they are entirely outside. Annotations that reuse an id get a new one. Categories are sorted into the order of the
+    they are entirely outside. Annotations that reuse an id get a new one,
+    and those without a valid iscrowd get 0. Categories are sorted into the order of the
     classes of the config.
     """
     content, dropped = dict(data.content), Counter()
     bad_images, bad_annotations = {}, {}
-    clipped, renumbered = set(), set()
+    clipped, renumbered, no_crowds = set(), set(), set()
     for problem in data.problems:
         place = problem.annotation_index
         if problem.kind in _DROPS_IMAGE or (problem.kind == 'malformed' and place is None):
@@ -98,6 +99,8 @@ def fix_coco(data: CheckedDataset) -> tuple[dict, list[str]]:
             clipped.add(place)
         elif problem.kind == 'duplicate_annotation_id':
             renumbered.add(place)
+        elif problem.kind == 'iscrowd':
+            no_crowds.add(place)
     content['images'] = [image for index, image in enumerate(data.content['images']) if index not in bad_images]
     dropped.update(KINDS[kind] for kind in bad_images.values())
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
@@ -125,12 +128,16 @@ def fix_coco(data: CheckedDataset) -> tuple[dict, list[str]]:
             annotation = dict(annotation, bbox=[left, top, right - left, bottom - top])
         if index in renumbered:
             annotation, next_id = dict(annotation, id=next_id), next_id + 1
+        if index in no_crowds:
+            annotation = dict(annotation, iscrowd=0)
         content['annotations'].append(annotation)
     done = [f'left out {what}: {count}' for what, count in dropped.items()]
     if clipped:
         done.append(f'clipped boxes to their image, or left them out: {len(clipped)}')
     if renumbered:
         done.append(f'gave annotations a new id: {len(renumbered)}')
+    if no_crowds:
+        done.append(f'set iscrowd to 0: {len(no_crowds)}')
     if any(problem.kind == 'class_order' for problem in data.problems):
         order = {name: number for number, name in enumerate(data.classes)}
         content['categories'] = sorted(content['categories'], key=lambda c: order.get(c['name'], len(order)))

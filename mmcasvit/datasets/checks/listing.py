@@ -100,6 +100,11 @@ def _list_coco(data: CheckedDataset, kind: type) -> None:
     if not all(isinstance(c, dict) and is_id(c.get('id')) and isinstance(c.get('name'), str) for c in categories):
         data.add('bad_file', data.annotation_file, 'a category lacks its id or name')
         return
+    for entries in (categories, content['images']):
+        ids = [entry.get('id') for entry in entries if isinstance(entry, dict)]
+        if any(isinstance(number, str) for number in ids) and any(isinstance(number, int) for number in ids):
+            data.add('bad_file', data.annotation_file, 'some ids are numbers and some are text: they cannot be sorted')
+            return
     data.content = content
     folder = folder_of(data.config, 'img')
     for index, image in enumerate(content['images']):
@@ -139,6 +144,8 @@ def _list_voc(data: CheckedDataset, kind: type) -> None:
             data.add('malformed', entry.name, 'mmengine takes :// for an address', image_index=index)
         else:
             data.samples.append(Sample(entry.image, size=size, index=index))
+    if data.needs_masks and listed:
+        data.add('no_outline', data.annotation_file, 'XML files have no segmentations. Set with_mask=False')
     for name, count in unknown.items():
         data.add('unknown_class', data.annotation_file, f'{name!r}: {count} objects')
     if not objects:
@@ -204,7 +211,8 @@ def has_size(image: dict) -> bool:
 
 
 def is_id(value) -> bool:
-    return isinstance(value, (int, str))
+    """Return whether a value is text or an integer that NumPy can hold, as the evaluation needs."""
+    return isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def is_image(entry) -> bool:

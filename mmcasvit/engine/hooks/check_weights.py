@@ -1,5 +1,7 @@
 """The hook that checks a checkpoint before mmengine loads it."""
 
+import reprlib
+
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
@@ -14,12 +16,30 @@ from mmcasvit.weights.match import fit
 _OF_ONE_OPTIMIZER = {'betas', 'momentum', 'nesterov', 'rho', 'alpha', 'lambd', 'etas', 'lr_decay'}
 
 
+def _check_progress(checkpoint: dict) -> None:
+    """Check the counters of a checkpoint; mmengine would count on from anything."""
+    meta = checkpoint.get('meta')
+    for name in ('epoch', 'iter'):
+        count = meta.get(name) if isinstance(meta, dict) else None
+        if type(count) is not int or count < 0:
+            raise WeightsError(
+                f'the checkpoint cannot be resumed: its meta.{name} must be an integer of at least 0, got '
+                f'{reprlib.repr(count)}. Start a new run from it: load_from=FILE.'
+            )
+
+
 def _check_optimizer(runner: Runner, checkpoint: dict) -> None:
     """Check that the state in a checkpoint is of the optimizer of the run; PyTorch would fail in the first step."""
     optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-    groups = (checkpoint.get('optimizer') or {}).get('param_groups')
-    if optimizer is None or not groups:
+    state = checkpoint.get('optimizer')
+    if optimizer is None or state is None:
         return
+    groups = state.get('param_groups') if isinstance(state, dict) else None
+    if not isinstance(groups, list) or not groups or not all(isinstance(group, dict) for group in groups):
+        raise WeightsError(
+            'the checkpoint cannot be resumed: it holds no state of an optimizer. Start a new run from it: '
+            'load_from=FILE.'
+        )
     wanted, found = _OF_ONE_OPTIMIZER & optimizer.defaults.keys(), _OF_ONE_OPTIMIZER & groups[0].keys()
     if wanted != found:
         raise WeightsError(
@@ -51,6 +71,7 @@ class CheckWeightsHook(Hook):
             )
         forget_config(checkpoint)
         if runner._resume:
+            _check_progress(checkpoint)
             _check_optimizer(runner, checkpoint)
         watch(unwrap(runner.model))
         found = fit(checkpoint, whole_state_dict(runner.model))

@@ -117,6 +117,8 @@ COCO_FAULTS = dict(
         lambda c: c.content.pop('images'),
         lambda c: c.content.update(categories=[{}]),
         lambda c: c.content['categories'][0].update(name=['x']),
+        lambda c: c.content['categories'][0].update(id='x'),
+        lambda c: c.image.update(id='x'),
     ],
     no_instances=[lambda c: c.content.update(annotations=[])],
     class_missing=[lambda c: c.content['categories'][0].update(name='cube')],
@@ -124,6 +126,7 @@ COCO_FAULTS = dict(
     duplicate_category=[
         lambda c: c.content['categories'].append(dict(c.content['categories'][-1], id=77)),
         lambda c: c.content['categories'].append(dict(c.content['categories'][0], id=77)),
+        lambda c: c.content['categories'].append(dict(c.content['categories'][0], name='unused')),
     ],
     duplicate_image_id=[
         lambda c: (
@@ -144,6 +147,7 @@ COCO_FAULTS = dict(
         lambda c: c.image.update(file_name='http://example.org/x.jpg'),
         lambda c: first(c, bbox=[1, 2, 3, 10**400]),
         lambda c: first(c, bbox=[1e10, 2, 3, 4]),
+        lambda c: first(c, id=2**63),
     ],
     path_outside=[lambda c: c.image.update(file_name='../../../x.jpg'), lambda c: c.image.update(file_name='/x.jpg')],
     missing_image=[lambda c: c.path.unlink()],
@@ -157,6 +161,12 @@ COCO_FAULTS = dict(
     orientation=[lambda c: turn(c.path, 3, format='WEBP')],
     no_such_image=[lambda c: first(c, image_id=12345)],
     unknown_category=[lambda c: first(c, category_id=77)],
+    iscrowd=[
+        lambda c: first(c, iscrowd='x'),
+        lambda c: first(c, iscrowd=None),
+        lambda c: first(c, iscrowd=[1]),
+        lambda c: first(c, iscrowd=2),
+    ],
     empty_box=[
         lambda c: first(c, bbox=[3, 4, 0, 5]),
         lambda c: first(c, bbox=[3, 4, -5, 5]),
@@ -384,6 +394,22 @@ def test_a_list_in_latin_1_is_named(data, check, segmentor):
     options = [f'data_root={data}/ade', 'train_dataloader.dataset.ann_file=list.txt']
     status, out, _ = check(segmentor, '--workers', 1, '--splits', 'train', '--cfg-options', *options)
     assert (status, 'is not UTF-8 text' in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    'harm, kind', [(lambda a: a.pop('iscrowd'), 'iscrowd'), (lambda a: a.update(id='x'), 'malformed')]
+)
+def test_an_evaluation_needs_more_than_training(harm, kind, data, check, detector):
+    for split, problems in dict(train=0, val=1).items():
+        file = data / f'coco/annotations/instances_{split}2017.json'
+        content = json.loads(file.read_text())
+        harm(content['annotations'][0])
+        file.write_text(json.dumps(content))
+        options = ['--workers', 1, '--splits', split, '--fix', '--cfg-options', f'data_root={data}/coco/']
+        status, out, _ = check(detector, *options)
+        assert (status, KINDS[kind] in out) == (problems, bool(problems))
+    fixed = json.loads(file.with_name('instances_val2017.fixed.json').read_text())['annotations']
+    assert fixed == [dict(content['annotations'][0], iscrowd=0)] * (kind == 'iscrowd') + content['annotations'][1:]
 
 
 @pytest.mark.parametrize('in_dataset', [True, False])

@@ -105,6 +105,11 @@ def test_classes_without_any_object_are_named(voc, check):
     assert KINDS['no_instances'] in out
 
 
+def test_a_pipeline_that_loads_masks_is_named(voc, check):
+    status, out = check(config_of(voc, pipeline=[dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]))
+    assert (status, KINDS['no_outline'] in out) == (1, True)
+
+
 def test_a_list_in_latin_1_is_named(voc, check):
     (voc / 'ImageSets/Main/train.txt').write_bytes('café\n'.encode('latin-1'))
     status, out = check(config_of(voc))
