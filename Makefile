@@ -2,6 +2,7 @@
 # make test          set up and run every test
 # make test-fast     the same without the slow ones
 # make setup         set up what training needs; compiles nothing
+# make gpu-check     check and measure a GPU, within 8 minutes: docs/gpu.md
 # make lint          check style, format, and types, in an environment of its own that takes seconds to make
 # make format        repair style and format
 # OPS=compiled       compile mmcv's operators, instead of using torchvision's or PyTorch's: docs/operators.md
@@ -45,7 +46,7 @@ LINT = .venv-lint
 # One thread per process: the models of the tests are too small for more.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: setup quickstart test test-fast lint format clean-quickstart
+.PHONY: setup quickstart test test-fast gpu-check lint format clean-quickstart
 
 setup: $(READY)
 
@@ -80,6 +81,9 @@ test: setup $(TEST_READY)
 
 test-fast: setup $(TEST_READY)
 	$(TEST) -m "not slow" $(TESTS)
+
+gpu-check: setup $(TEST_READY)
+	$(BIN)/python tools/gpu_check.py --out work_dirs/gpu-check-$$(date +%Y%m%d-%H%M%S)
 
 $(LINT)/.ready: $(LOCK)
 	$(PYTHON) -m venv $(LINT)

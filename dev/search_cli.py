@@ -349,7 +349,7 @@ def must_refuse(case: Case, folder: Path) -> bool:
     content = torch.load(source)
     wanted = dict(content['state_dict'])
     for part in case.changes:
-        with contextlib.suppress(RuntimeError):  # such as a quantized counter
+        with contextlib.suppress(RuntimeError, TypeError):  # such as a quantized counter
             content = change(content, *part)
     kind, amount = (*case.damage, '', None)[:2]
     file = folder / ('BAD.safetensors' if kind in ('safetensors', 'header') else 'BAD.pth')
@@ -435,7 +435,8 @@ def judge(case: Case, base: Path) -> tuple[str, str]:
     reason = re.search(r'^(error: |usage: .*?^\S+: error: )(.*)', errors, re.MULTILINE | re.DOTALL)
     if end.status and not reason and (case.tool, end.status) != ('check_dataset', 1):
         return 'no reason given', printed
-    if end.status and reason and any(line[:1] not in (' ', '') for line in reason[2].splitlines()[1:]):
+    own = end.status and reason and reason[1] == 'error: '  # argparse quotes line breaks of an argument as they are
+    if own and any(line[:1] not in (' ', '') for line in reason[2].splitlines()[1:]):
         return 'a reason of several lines', printed
     return '', printed
 

@@ -179,12 +179,11 @@ class Trial:
 
 def fault(name: str, end: End) -> str:
     """Describe how a tool ended if it may not end so with any data, or return ``''``."""
-    if end.exceeded:
-        places = re.findall(r'File "(?:.*/)?(\S+)", line \d+ in (\S+)', end.output)
-        return f'{dict(time="hang", memory="memory")[end.exceeded]}: {name}: {places[:1]}'
-    if end.status < 0:
-        places = re.findall(r'File "(?:.*/)?(\S+)", line \d+ in (\S+)', end.output)
-        return f'crash: {name}: signal {-end.status} {places[:1]}'
+    if end.exceeded or end.status < 0:
+        kind = dict(time='hang', memory='memory').get(end.exceeded, 'crash')
+        main = re.split(r'^(?:Current thread|Thread) ', end.output, flags=re.M)[-1]  # faulthandler prints it last
+        places = re.findall(r'File "(?:.*/)?(\S+)", line \d+ in (\S+)', main)
+        return f'{kind}: {name}: signal {-end.status} {places[:1]}'
     if 'Traceback (most recent call last)' in end.output:
         places = re.findall(r'File "(?:.*/)?([^"/]+)", line \d+, in (\S+)', end.output)
         errors = re.findall(r'^(?:\w+\.)*(\w+(?:Error|Exception|Warning|\w*Interrupt))\b', end.output, re.M)

@@ -97,14 +97,28 @@ def get_inferencer(cfg: Config, checkpoint: str, device: str | None = None, trus
     else:
         from mmseg.apis import MMSegInferencer
 
+        _complete_palette(content.get('meta') or {})
         inferencer = MMSegInferencer(cfg, checkpoint, device=device)
         inferencer.show_progress = False  # not an argument in OpenMMLab's own mmseg
         # mmseg draws in the colors of Cityscapes by default.
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
     fit(content, inferencer.model.state_dict()).refuse(loaded=True)
-    if not {'dataset_meta', 'CLASSES'} & set(content.get('meta') or {}):
+    meta = content.get('meta') or {}
+    if not (meta.get('dataset_meta') or {}).get('classes') and not meta.get('CLASSES'):
         _use_classes_of(cfg, inferencer)
     return inferencer
+
+
+def _complete_palette(meta: dict) -> None:
+    """Give the classes of a checkpoint random colors if it does not have one for each, which mmseg asks for."""
+    if meta.get('CLASSES'):
+        meta.setdefault('dataset_meta', dict(classes=meta['CLASSES'], palette=meta.get('PALETTE')))
+    data = meta.get('dataset_meta', {})
+    classes, palette = data.get('classes') or (), data.get('palette')
+    if not isinstance(palette, (list, tuple)) or len(palette) != len(classes):
+        palette = np.random.RandomState(42).randint(0, 256, (len(classes), 3)).tolist()
+    if classes:
+        data['palette'] = palette
 
 
 def _use_classes_of(cfg: Config, inferencer: Any) -> None:

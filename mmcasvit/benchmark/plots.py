@@ -245,7 +245,8 @@ def _draw_losses(panels, curves: Mapping[str, Mapping[str, Sequence[float]]], sm
         axes.grid()
     for axes in panels.flat[len(curves) :]:
         axes.remove()
-    panels.flat[0].legend()
+    if curves:
+        panels.flat[0].legend()
 
 
 def plot_gpu_check(
@@ -267,6 +268,8 @@ def plot_gpu_check(
         axes.invert_yaxis()
         if times:
             axes.set_xscale('log')
+            axes.minorticks_off()
+            axes.set_xticks(*_round_ticks(list(times.values())))
         axes.set_xlabel('ms per image')
         axes.grid(axis='x')
         _draw_losses(right.subplots(2, max(1, -(-len(curves) // 2)), squeeze=False), curves, 10)

@@ -1,6 +1,11 @@
 """Outlines of objects in COCO annotations: polygons and run-length encodings that pycocotools can read safely."""
 
+import functools
+import importlib.util
+
 import numpy as np
+
+from mmcasvit.utils.errors import DataError
 
 # The largest coordinate in pixels.
 LARGEST = 1e9
@@ -121,3 +126,62 @@ def decode_runs(text: str) -> list[int]:
     if shift:
         raise ValueError('the last run is incomplete')
     return runs
+
+
+def guard_pycocotools() -> None:
+    """Make pycocotools refuse outlines that it cannot read safely from now on, in this process.
+
+    Evaluation hands it the annotations as they are. It hangs for an image without a width, and crashes or takes
+    gigabytes for corners far away and for runs that do not add up.
+    """
+    if importlib.util.find_spec('pycocotools') is None:
+        return
+    from pycocotools import mask
+    from pycocotools.cocoeval import COCOeval
+
+    if hasattr(mask.decode, '__wrapped__'):
+        return
+    encode, decode, prepare = mask.frPyObjects, mask.decode, COCOeval._prepare
+
+    @functools.wraps(encode)
+    def checked_encode(outline, height, width):
+        _refuse(_size_fault(height, width))
+        given = outline
+        if isinstance(outline, list):
+            given = [part.tolist() if isinstance(part, np.ndarray) else part for part in outline]
+        if isinstance(given, dict) or (isinstance(given, list) and all(isinstance(part, list) for part in given)):
+            _refuse(outline_fault(given, (height, width)))
+        return encode(outline, height, width)
+
+    @functools.wraps(decode)
+    def checked_decode(code):
+        if isinstance(code, dict) and isinstance(code.get('counts'), str):  # bytes are its own
+            _refuse(_size_fault(*code['size']) or rle_fault(code, code['size']))
+        return decode(code)
+
+    @functools.wraps(prepare)
+    def checked_prepare(evaluation):
+        truth = evaluation.cocoGt
+        for entry in truth.loadAnns(truth.getAnnIds(imgIds=evaluation.params.imgIds)):
+            if evaluation.params.iouType == 'segm':
+                image = truth.imgs[entry['image_id']]
+                size = image.get('height'), image.get('width')
+                fault = _size_fault(*size) or outline_fault(entry.get('segmentation'), size)
+                _refuse(fault, f'annotation {entry["id"]} of the evaluation')
+        prepare(evaluation)
+
+    mask.frPyObjects, mask.decode, COCOeval._prepare = checked_encode, checked_decode, checked_prepare
+
+
+def _size_fault(height, width) -> str:
+    good = (isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in (height, width))
+    return (
+        ''
+        if all(good) and 0 < min(height, width) <= max(height, width) <= LARGEST
+        else f'its image has the height and width {height!r}, {width!r}'
+    )
+
+
+def _refuse(fault: str, what: str = 'a segmentation') -> None:
+    if fault:
+        raise DataError(f'{what} cannot be used: {fault}. tools/check_dataset.py lists all such annotations.')

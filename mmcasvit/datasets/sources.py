@@ -13,6 +13,7 @@ from mmcasvit.utils.images import check_regular, read_named_formats_only
 
 from .config import annotation_file, data_folders, default_of, folder_of
 from .folders import is_outside
+from .outlines import guard_pycocotools
 from .pickles import read_pickles_as_data
 
 
@@ -31,8 +32,9 @@ class ListedImage(NamedTuple):
 
 
 def read_data_as_data() -> None:
-    """Make pickles and images run no code from now on, in this process, whoever reads them."""
+    """Make pickles and images run no code, and outlines crash nothing, from now on, in this process."""
     read_pickles_as_data()
+    guard_pycocotools()
     read_named_formats_only()
 
 

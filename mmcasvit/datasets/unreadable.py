@@ -134,8 +134,11 @@ class SkipUnreadable(BaseTransform):
                 check_regular(path)
         checked = not results.get('instances')
         for step in self.transforms.transforms:
-            if not checked and results.get('ori_shape') is not None:
-                self._check_instances(results['instances'], tuple(results['ori_shape'][:2]))
+            shape = results.get('ori_shape')
+            if results.get('seg_map_path') and shape is not None and min(shape[:2]) == 1:
+                raise ValueError(f'mmseg cannot read a mask with a side of one pixel: {results["seg_map_path"]}')
+            if not checked and shape is not None:
+                self._check_instances(results['instances'], tuple(shape[:2]))
                 checked = True
             results = step(results)
             if results is None:

@@ -21,6 +21,14 @@ def rows_of(maps: Tensor) -> Tensor:
     return precise(maps).permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
+def maps_of(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Return the inverse of :func:`rows_of`: contiguous maps of a shape ``(B, C, H, W)``."""
+    maps = rows.new_empty(shape)
+    for image, part in zip(maps.flatten(2), rows.view(shape[0], -1, shape[1])):
+        image.copy_(part.t())  # PyTorch is several times as fast for a matrix as for more dimensions
+    return maps
+
+
 def sum_bags(rows: Tensor, index: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
     """Return the weighted sum of each bag.
 

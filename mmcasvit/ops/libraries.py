@@ -22,7 +22,7 @@ def torchvision_version() -> str | None:
 def use_torchvision(name: str, x: Tensor) -> bool:
     """Return True if an operator of torchvision is to be used for a tensor.
 
-    On a CPU, those of this package are faster: torchvision's are the code of mmcv's, which run in one thread.
+    On a CPU, those of mmcv and torchvision are the same code, which runs in one thread, and those here are faster.
     """
     if x.device.type != 'cuda' or torchvision_version() is None:
         return False

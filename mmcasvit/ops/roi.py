@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bags import LIMIT, precise, rectangles, rows_of, spread_bags, sum_bags
+from .bags import LIMIT, maps_of, precise, rectangles, rows_of, spread_bags, sum_bags
 from .libraries import use_torchvision
 
 
@@ -276,7 +276,7 @@ def roi_align_backward(
     for bags in _average_bags(rois, y, x, sampling_ratio <= 0):
         cells = gradient[bags.regions].permute(0, 2, 3, 1).reshape(-1, channels)
         rows = spread_bags(cells, bags.index, bags.weights.to(cells), bags.owner, batch * height * width)
-        grad_input += rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        grad_input += maps_of(rows, grad_input.shape)
 
 
 def _pool_bins(start: Tensor, step: Tensor, cells: int, size: int) -> tuple[Tensor, Tensor]:

@@ -143,9 +143,7 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
     if (ahead := _AHEAD.pop(_stamp(file), None)) is not None:
         return ahead
     if file.suffix == '.safetensors':
-        content = _read_safetensors(file, map_location)
-        _check_form(content, file)
-        return content
+        return _checked(_read_safetensors(file, map_location), file)
     # PyTorch reads tensors without looking at their checksums.
     if zipfile.is_zipfile(file) and (wrong := damage(file)):
         raise WeightsError(f'{file} is not a checkpoint, or is damaged: {wrong}.')
@@ -173,30 +171,35 @@ def read_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
             raise WeightsError(f'{file} cannot be unpickled: {type(failure).__name__}: {failure}') from failure
     if not isinstance(content, Mapping):
         raise WeightsError(f'{file} holds a {type(content).__name__}, not a dict of weights.')
-    _check_form(content, file)
-    return dict(content)
+    return _checked(content, file)
 
 
-def _check_form(content: Mapping, file: Path) -> None:
-    """Check the parts of a checkpoint that the frameworks use without a look at their types."""
-    meta = content.get('meta')
-    data = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    for name, part in (
-        ('state_dict', content.get('state_dict', {})),
-        ('meta', meta or {}),
-        ('dataset_meta', data or {}),
-    ):
+def _checked(content: Mapping, file: Path) -> dict:
+    """Return the content of a checkpoint, without parts of ``meta`` that are None.
+
+    Raises:
+        WeightsError: A part that the frameworks use without a look at its type has another type.
+    """
+    weights, meta = content.get('state_dict', {}), content.get('meta')
+    meta = {} if meta is None else meta
+    data = meta.get('dataset_meta') if isinstance(meta, Mapping) else {}
+    data = {} if data is None else data
+    for name, part in (('state_dict', weights), ('meta', meta), ('dataset_meta', data)):
         if not isinstance(part, Mapping):
             raise WeightsError(f'{file} is not a checkpoint: its {name} is a {type(part).__name__}, not a dict.')
     for part in (content, *(content.get(name) for name in ('state_dict', 'model', 'model_ema'))):
         if isinstance(part, Mapping) and (odd := [key for key in part if not isinstance(key, str)]):
             raise WeightsError(f'{file} is not a checkpoint: {odd[0]!r} is not the name of a tensor.')
-    for where, name in ((data or {}, 'classes'), (meta or {}, 'CLASSES')):
+    for where, name in ((data, 'classes'), (meta, 'CLASSES')):
         classes = where.get(name)
         if classes is not None and (
             not isinstance(classes, (list, tuple)) or not all(isinstance(word, str) for word in classes)
         ):
             raise WeightsError(f'{file} is not a checkpoint: the {name} in its meta are not a list of names.')
+    checked = dict(content)
+    if 'meta' in checked:
+        checked['meta'] = {key: part for key, part in meta.items() if part is not None}
+    return checked
 
 
 def _safetensors() -> types.ModuleType:

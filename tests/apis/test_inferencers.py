@@ -8,6 +8,7 @@ from helpers.repository import write_tiny_config
 from mmengine.runner import save_checkpoint
 
 import mmcasvit
+from mmcasvit.apis.inference import get_inferencer
 
 MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
 SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
@@ -113,3 +114,21 @@ def test_an_inferencer_refuses_half_a_model(tmp_path):
     save_checkpoint(dict(state_dict=weights), str(tmp_path / 'half.pth'))
     with pytest.raises(mmcasvit.WeightsError, match='missing'):
         DetInferencer(config, str(tmp_path / 'half.pth'), device='cpu')
+
+
+@pytest.mark.parametrize('palette', [None, [[1, 2, 3]], 3])
+@pytest.mark.parametrize('old', [False, True])
+def test_a_checkpoint_without_a_color_for_each_class_gets_colors(tmp_path, palette, old):
+    model, config, checkpoint = trained(tmp_path, SEGMENTOR)
+    names = [f'class {i}' for i in range(8)]
+    meta = dict(CLASSES=names, PALETTE=palette) if old else dict(dataset_meta=dict(classes=names, palette=palette))
+    save_checkpoint(dict(meta=meta, state_dict=model.state_dict()), checkpoint)
+    inferencer = get_inferencer(mmcasvit.get_config(config), checkpoint, 'cpu')
+    assert list(inferencer.model.dataset_meta['classes']) == names
+    assert np.array(inferencer.visualizer.dataset_meta['palette']).shape == (8, 3)
+
+
+def test_a_checkpoint_keeps_its_colors(tmp_path):
+    model, config, checkpoint = trained(tmp_path, SEGMENTOR)
+    inferencer = get_inferencer(mmcasvit.get_config(config), checkpoint, 'cpu')
+    assert inferencer.visualizer.dataset_meta['palette'] == model.dataset_meta['palette']

@@ -1,8 +1,18 @@
+import inspect
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mmcasvit.datasets.outlines import decode_runs, is_coordinate, outline_fault, polygon_fault, rle_fault
+from mmcasvit.datasets.outlines import (
+    decode_runs,
+    guard_pycocotools,
+    is_coordinate,
+    outline_fault,
+    polygon_fault,
+    rle_fault,
+)
+from mmcasvit.utils.errors import DataError
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -137,3 +147,62 @@ def test_a_run_has_at_most_twelve_characters():
     assert decode_runs('P' * 11 + '1') == [1 << 59 - 4]
     with pytest.raises(ValueError, match='a run is too long'):
         decode_runs('P' * 13 + '1')
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    from pycocotools.cocoeval import COCOeval
+
+    for place, name in ((coco_mask, 'frPyObjects'), (coco_mask, 'decode'), (COCOeval, '_prepare')):
+        monkeypatch.setattr(place, name, inspect.unwrap(getattr(place, name)))
+    guard_pycocotools()
+
+
+FAR = [[0, 0, 4, 0, 1e9, 4]]
+SQUARE = [[2, 2, 6, 2, 6, 6, 2, 6]]
+OVERLONG = dict(size=[64, 96], counts=coco_mask.encode(np.ones((200, 200), np.uint8, 'F'))['counts'].decode())
+
+
+@pytest.mark.parametrize('width', [0, -1, None, 2**40, True])
+def test_an_image_without_a_width_never_reaches_pycocotools(width, guarded):
+    """pycocotools would never end for a width of 0."""
+    with pytest.raises(DataError, match='height and width 64'):
+        coco_mask.frPyObjects(SQUARE, 64, width)
+
+
+def test_pycocotools_reads_checked_outlines_only(guarded):
+    assert coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(SQUARE, 64, 96))).sum() == 16
+    assert coco_mask.frPyObjects(np.array([[1.0, 1, 4, 4]]), 64, 96)
+    assert coco_mask.frPyObjects([np.array(SQUARE[0], float)], *np.array([64, 96]))  # of mmdet's PolygonMasks
+    for outline in (FAR, [np.array(FAR[0])]):
+        with pytest.raises(DataError, match='a corner is at'):
+            coco_mask.frPyObjects(outline, 64, 96)
+    with pytest.raises(DataError, match='add up to 40000 pixels'):
+        coco_mask.decode(OVERLONG)
+
+
+@pytest.mark.parametrize('outline, width', [(FAR, 96), (OVERLONG, 96), (SQUARE, 0), (None, 96)])
+def test_an_evaluation_names_the_annotation_that_it_cannot_use(outline, width, guarded):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO()
+    entry = dict(id=7, image_id=1, category_id=1, iscrowd=0, area=16, bbox=[2, 2, 4, 4], segmentation=SQUARE)
+    truth.dataset = dict(images=[dict(id=1, height=64, width=96)], annotations=[entry], categories=[dict(id=1)])
+    truth.createIndex()
+    found = truth.loadRes(
+        [
+            dict(
+                image_id=1,
+                category_id=1,
+                score=1.0,
+                segmentation=coco_mask.merge(coco_mask.frPyObjects(SQUARE, 64, 96)),
+            )
+        ]
+    )
+    evaluation = COCOeval(truth, found, 'segm')
+    evaluation.evaluate()
+    entry['segmentation'], truth.imgs[1]['width'] = outline, width
+    with pytest.raises(DataError, match='annotation 7 of the evaluation cannot be used'):
+        evaluation.evaluate()
+    COCOeval(truth, found, 'bbox').evaluate()

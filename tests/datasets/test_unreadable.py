@@ -273,3 +273,18 @@ def test_a_record_leaves_no_file_open():
     record, handles = SkippedFiles(), len(os.listdir('/proc/self/fd'))
     record.add('a', 'b')
     assert len(os.listdir('/proc/self/fd')) == handles
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (9, 1), (9, 9)])
+def test_a_mask_with_a_side_of_one_pixel_is_skipped(size, tmp_path):
+    """mmseg removes such a side from the array."""
+    import mmseg.datasets  # noqa: F401  # registers the transforms
+
+    for name, mode in dict(image='RGB', mask='L').items():
+        Image.new(mode, size).save(tmp_path / f'{name}.png')
+    init_default_scope('mmseg')
+    step = SkipUnreadable([dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')])
+    image, mask = str(tmp_path / 'image.png'), str(tmp_path / 'mask.png')
+    loaded = step(dict(img_path=image, seg_map_path=mask, reduce_zero_label=True, label_map=None, seg_fields=[]))
+    assert (loaded is None) == (1 in size)
+    assert list(step.skipped.read()) == [image] * (1 in size)

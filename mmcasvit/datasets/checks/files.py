@@ -167,6 +167,8 @@ def _check_mask(data: CheckedDataset, sample: Sample, report: FileReport) -> Non
     if report.size and report.mask_size and report.mask_size != report.size:
         sizes = 'mask {} x {}, image {} x {}'.format(*report.mask_size, *report.size)
         data.add('mask_size', sample.mask, sizes, **about)
+    elif report.mask_size and min(report.mask_size) == 1:
+        data.add('mask_size', sample.mask, 'mmseg cannot read a mask with a side of one pixel', **about)
     allowed = _allowed_labels(data)
     wrong = [label for label in report.labels if label not in allowed]
     if wrong:

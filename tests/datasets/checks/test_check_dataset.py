@@ -270,6 +270,13 @@ def test_mask_fault_is_found_drawn_and_fixed(kind, data, check, segmentor, tmp_p
     assert check(segmentor, '--workers', 1, *options, use)[0] == 0
 
 
+def test_a_mask_with_a_side_of_one_pixel_is_found(data, check, segmentor):
+    for folder, suffix in dict(images='jpg', annotations='png').items():
+        Image.new('L', (1, 9)).save(data / f'ade/{folder}/training/000000000001.{suffix}')
+    status, out, _ = check(segmentor, '--workers', 1, '--cfg-options', f'data_root={data}/ade')
+    assert (status, KINDS['mask_size'] in out) == (1, True)
+
+
 def test_labels_are_checked_as_the_dataset_reads_them(data, check, segmentor):
     """0 is unlabeled with reduce_zero_label and the first class without. 255 is ignored with both."""
     for mask in (data / 'ade/annotations/training').iterdir():
