@@ -10,6 +10,7 @@ from pathlib import Path
 import mmengine
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from torch import nn
 
 from mmcasvit.utils.harmless import is_harmless
 
@@ -77,12 +78,12 @@ class QuietRunner(Runner):
         with contextlib.redirect_stdout(_ToFile(files[0])) if files else contextlib.nullcontext():
             yield
 
-    def train(self):
+    def train(self) -> nn.Module:
         """Train, as mmengine's runner does."""
         with self._prints_logged():
             return super().train()
 
-    def test(self):
+    def test(self) -> dict:
         """Test, as mmengine's runner does."""
         with self._prints_logged():
             return super().test()

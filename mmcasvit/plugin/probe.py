@@ -187,5 +187,5 @@ def assign_stages(maps: Sequence[FeatureMap], framework: str, name: str, notes: 
 
 
 def lacks_operator(error: Exception) -> bool:
-    """Return True if an error says that an operator of mmcv is missing, for this device or without compiled operators."""
+    """Return True if an error says that an operator of mmcv is missing, in general or for this device."""
     return any(words in str(error) for words in ('implementation for device', 'mmcv was installed without'))
