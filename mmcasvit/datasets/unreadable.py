@@ -143,6 +143,8 @@ class SkipUnreadable(BaseTransform):
             results = step(results)
             if results is None:
                 return None
+            if getattr(step, 'color_type', '') == 'color' and np.ndim(results.get('img')) == 2:
+                raise ValueError('OpenCV reads this kind of file as one channel instead of three')
         return results
 
     def _check_instances(self, instances: list[dict], size: tuple[int, int]) -> None:

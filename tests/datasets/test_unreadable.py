@@ -288,3 +288,12 @@ def test_a_mask_with_a_side_of_one_pixel_is_skipped(size, tmp_path):
     loaded = step(dict(img_path=image, seg_map_path=mask, reduce_zero_label=True, label_map=None, seg_fields=[]))
     assert (loaded is None) == (1 in size)
     assert list(step.skipped.read()) == [image] * (1 in size)
+
+
+def test_an_image_that_opencv_reads_as_one_channel_is_skipped(skip, tmp_path):
+    step = skip()
+    for mode, kept in dict(L=True, F=False).items():
+        path = str(tmp_path / f'{mode}.jpg')
+        Image.new(mode, (96, 64)).save(path, 'PPM')
+        assert (step(entry(path)) is not None) == kept
+        assert (path in step.skipped.read()) != kept

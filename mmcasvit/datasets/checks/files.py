@@ -69,7 +69,8 @@ def read_sample(sample: Sample) -> FileReport:
             report.turned, report.format = image.getexif().get(_ORIENTATION, 1) not in (0, 1), image.format or ''
         # The other formats have variants that OpenCV does not read.
         if report.format not in ('JPEG', 'PNG', 'BMP', 'WEBP'):
-            if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
+            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            if decoded is None or decoded.ndim != 3:  # it gives one channel for a PFM
                 report.error = f'OpenCV, which mmcv reads images with, does not support this kind of {report.format}'
     except Image.UnidentifiedImageError:
         report.error = 'not an image, or in a format that Pillow does not support' if content else 'the file is empty'

@@ -155,6 +155,7 @@ COCO_FAULTS = dict(
         lambda c: truncate(c.path),
         lambda c: c.path.write_bytes(b''),
         lambda c: c.path.write_text('no image'),
+        lambda c: Image.new('F', (WIDTH, HEIGHT)).save(c.path, 'PPM'),
         lambda c: (c.path.unlink(), c.path.mkdir()),
     ],
     wrong_size=[lambda c: grow(c.path), lambda c: turn(c.path)],
