@@ -51,7 +51,7 @@ TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 setup: $(READY)
 
 $(SETUP): requirements/$(FAMILY).txt $(LOCK) pyproject.toml setup.py
-	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), 'the pinned versions need Python 3.10 to 3.13, found ' + sys.version"
+	$(PYTHON) -c "import sys; assert sys.version_info[:2] in ((3, 11), (3, 12)), 'the pinned versions need Python 3.11 or 3.12, found ' + sys.version"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "setuptools<81" wheel numpy "$(TORCH)" -r requirements/$(FAMILY).txt
 	$(PIP) $(MMCV_$(FAMILY))
