@@ -43,7 +43,7 @@ ENDS = {
     'code was executed': lambda base: (base / 'executed').mkdir(),
     'touched ': lambda base: (base / 'beside/note.txt').write_text('new'),
     'exceeded time': lambda base: time.sleep(60),
-    'exceeded memory': lambda base: (bytearray(2**30), time.sleep(60)),
+    'exceeded memory': lambda base: (b'x' * 2**30, time.sleep(60)),
 }
 
 
