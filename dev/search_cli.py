@@ -39,6 +39,7 @@ import torch
 import yapf.yapflib.yapf_api
 from forked import run_forked
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, strategies
+from hypothesis.configuration import set_hypothesis_home_dir
 from mmengine.config import Config
 from PIL import Image
 
@@ -584,6 +585,7 @@ def main():
         raise UsageError('--cases must be at least 1.')
     warm_up()
     with tempfile.TemporaryDirectory() as folder:
+        set_hypothesis_home_dir(Path(folder, 'hypothesis'))  # instead of the current folder
         keys = prepare(base := Path(folder).resolve())
         if args.repeat:
             found, printed = judge(Case(*ast.literal_eval(args.repeat)), base)
