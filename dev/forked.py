@@ -28,7 +28,7 @@ class End:
     result: Any  # what the function returned, or None
     output: str  # stdout and stderr together, with the traceback of an exception or a crash
     seconds: float
-    megabytes: float  # the largest resident size, with the pages that are shared with the parent
+    megabytes: float  # by which it outgrew, at most, the process that forked it
     exceeded: str = ''  # 'time' or 'memory' if the process was killed for it
 
 
@@ -36,16 +36,17 @@ def run_forked(function: Callable, *args: Any, seconds: float = 20, megabytes: f
     """Call a function in a forked process and return how that ended.
 
     The process leads its own session, which is killed when the call ends or exceeds a bound. ``SystemExit`` counts with
-    its status. A result that cannot be pickled counts as an exception.
+    its status. A result that cannot be pickled counts as an exception. Memory is what the process has beyond the
+    resident size that this one has now.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as answer:
-        began = time.monotonic()
+        began, size = time.monotonic(), _resident(os.getpid())
         process = os.fork()
         if not process:
             _call(function, args, output, answer, seconds)
-        status, usage, exceeded = _watch(process, began + seconds, megabytes)
+        status, usage, exceeded = _watch(process, began + seconds, size + megabytes)
         output.seek(0)
         answer.seek(0)
         return End(
@@ -53,7 +54,7 @@ def run_forked(function: Callable, *args: Any, seconds: float = 20, megabytes: f
             result=pickle.load(answer) if not status and not exceeded else None,  # this file's own process wrote it
             output=output.read().decode(errors='replace'),
             seconds=time.monotonic() - began,
-            megabytes=usage.ru_maxrss / 1024,
+            megabytes=max(0, usage.ru_maxrss / 1024 - size),
             exceeded=exceeded,
         )
 

@@ -18,15 +18,13 @@ import difflib
 import gc
 import importlib
 import importlib.machinery
-import json
+import math
 import os
 import random
-import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +36,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.operators.provider import OperatorProvider
+from forked import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 # The files of each group, with the tests that guard them.
@@ -249,23 +248,19 @@ def _import_changed(mutant: Mutant) -> None:
     importlib.import_module('mmcasvit.' + mutant.file.removesuffix('.py').replace('/', '.'))
 
 
-def _test(paths: list[str], plugin: _Plugin, mutant: Mutant | None, folder: Path, options: list[str]) -> int:
-    os.setsid()  # a process group with the processes of the tests, to end them together
-    with (folder / 'log.txt').open('w') as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+def _test(paths: list[str], plugin: _Plugin, mutant: Mutant | None, folder: str, options: Sequence[str]) -> tuple:
+    """Return the exit status of pytest, and what the tests and their imports found."""
     if mutant is not None:
         try:
             _import_changed(mutant)
         except Exception:
-            return NOT_IMPORTED
+            return NOT_IMPORTED, []
         if not paths:
-            return 0
+            return 0, []
     options = ['-x', '-q', '-m', 'not slow', '-p', 'no:cacheprovider', f'--basetemp={folder}/tests', *options]
     status = pytest.main([*paths, *options], plugins=[plugin])
     modules = [name for name, module in list(sys.modules.items()) if not _is_ours(module)]
-    (folder / 'found.json').write_text(json.dumps([*plugin.tests, modules]))
-    return 0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status)
+    return 0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status), [*plugin.tests, modules]
 
 
 def _is_ours(module) -> bool:
@@ -275,28 +270,11 @@ def _is_ours(module) -> bool:
 
 def run(paths: list[str], plugin: _Plugin, mutant: Mutant | None = None, limit: float = 1200, options=()) -> tuple:
     """Run tests in a new process. Return its exit status (None after the time limit), and what it found otherwise."""
-    folder = Path(tempfile.mkdtemp(prefix='mutants-'))
-    process = os.fork()
-    if not process:
-        status = 1
-        try:
-            status = _test(paths, plugin, mutant, folder, [*options])
-        finally:
-            os._exit(status)
-    deadline, status = time.monotonic() + limit, None
-    while status is None and time.monotonic() < deadline:
-        ended, code = os.waitpid(process, os.WNOHANG)
-        if ended:
-            status = os.waitstatus_to_exitcode(code)
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
-    if status is None:
-        os.waitpid(process, 0)
-    if mutant is None and status:
-        sys.exit(f'the tests fail without a change:\n{(folder / "log.txt").read_text()[-4000:]}')
-    found = json.loads((folder / 'found.json').read_text()) if mutant is None else []
-    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix='mutants-') as folder:
+        end = run_forked(_test, paths, plugin, mutant, folder, options, seconds=limit, megabytes=math.inf)
+    status, found = end.result or (None if end.exceeded else end.status, [])
+    if mutant is None and status != 0:
+        sys.exit(f'the tests fail without a change:\n{end.output[-4000:]}')
     return status, found
 
 

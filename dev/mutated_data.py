@@ -307,12 +307,12 @@ class Dataset:
 
 def _convert(path: Path, form: str, mode: str, size: tuple[int, int] | None) -> tuple[int, int]:
     """Write an image in another format, mode and size under its old name, and return its size."""
-    picture = Image.open(path)
-    picture = picture.resize(size, Image.Resampling.NEAREST) if size else picture
+    image = Image.open(path)
+    image = image.resize(size, Image.Resampling.NEAREST) if size else image
     stream = io.BytesIO()
-    picture.convert('P' if mode == 'PA' else picture.mode).convert(mode).save(stream, form)
+    image.convert('P' if mode == 'PA' else image.mode).convert(mode).save(stream, form)
     path.write_bytes(stream.getvalue())
-    return picture.size
+    return image.size
 
 
 def _change_bytes(path: Path, how: str, what) -> None:

@@ -1,7 +1,9 @@
-"""List the configs of mmcasvit, or print the path of one; list, download, and check published weights."""
+"""List the configs of mmcasvit; list, download, and check published weights; run a script of another project."""
 
 import argparse
+import runpy
 import sys
+from pathlib import Path
 
 from mmcasvit.apis.config import config_path, list_configs, root
 from mmcasvit.apis.published import find_published, list_published
@@ -12,9 +14,11 @@ from mmcasvit.weights.published import cache_folder
 
 @exits_cleanly
 def main() -> None:
-    # No subparser: the other commands have a positional argument, the name of a config.
+    # No subparser: without one of these words, the argument is the name of a config.
     if sys.argv[1:2] == ['weights']:
         _weights()
+    elif sys.argv[1:2] == ['run']:
+        _run()
     else:
         _configs()
 
@@ -23,7 +27,8 @@ def _configs() -> None:
     parser = argparse.ArgumentParser(
         prog='python -m mmcasvit',
         description='List the configs of mmcasvit, or print the path of one.',
-        epilog='python -m mmcasvit weights --help: list, download, and check published weights',
+        epilog='python -m mmcasvit weights --help: list, download, and check published weights. '
+        'python -m mmcasvit run --help: run a script of another project',
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument('name', nargs='?', help='print the path of this config (default: print the names of all configs)')
@@ -62,6 +67,22 @@ def _weights() -> None:
             results = ', '.join(f'{metric} {value}' for metric, value in weights.results.items())
             there = 'downloaded' if weights.file.exists() else ''
             print(f'{weights.alias:16} {weights.name:50} {results:29} {there}'.rstrip())
+
+
+def _run() -> None:
+    parser = argparse.ArgumentParser(
+        prog='python -m mmcasvit run',
+        description="Run a script of another project, such as mmdet's tools/test.py, as Python would, but import "
+        "mmcasvit first: its types are registered, and where mmcv was not compiled, mmcv's operators are there.",
+    )
+    parser.add_argument('script', type=Path)
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='arguments of the script')
+    args = parser.parse_args(sys.argv[2:])
+    if not args.script.is_file():
+        raise UsageError(f'{args.script} is not a file')
+    sys.argv = sys.argv[2:]
+    sys.path[0] = str(args.script.resolve().parent)
+    runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 def _check(chosen: list, args: argparse.Namespace) -> None:

@@ -47,8 +47,9 @@ def main():
     for task in tasks:
         results.append(train_and_test(task, work_dir, DATA_ROOT))
         cv2.imwrite(str(sheet), draw_sheet(results, images))
-        table.write_text(result_table(results) + '\n')
-        print(f'\n{table.read_text()}\npredictions: {sheet}, table: {table}\n', flush=True)
+        text = result_table(results)
+        table.write_text(text + '\n')
+        print(f'\n{text}\n\npredictions: {sheet}, table: {table}\n', flush=True)
     if missed := [metric for result in results for metric in result.missed]:
         raise UsageError(f'below the required value: {", ".join(missed)}')
 

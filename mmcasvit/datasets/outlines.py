@@ -19,6 +19,11 @@ def is_coordinate(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
+def is_side(value) -> bool:
+    """Return whether a value is a width or height of an image in pixels."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
 def outline_fault(outline, size: tuple[int, int]) -> str:
     """Describe what mmdet or pycocotools cannot read in the ``segmentation`` of an annotation, or return ``''``.
 
@@ -174,12 +179,9 @@ def guard_pycocotools() -> None:
 
 
 def _size_fault(height, width) -> str:
-    good = (isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in (height, width))
-    return (
-        ''
-        if all(good) and 0 < min(height, width) <= max(height, width) <= LARGEST
-        else f'its image has the height and width {height!r}, {width!r}'
-    )
+    if is_side(height) and is_side(width):
+        return ''
+    return f'its image has the height and width {height!r}, {width!r}'
 
 
 def _refuse(fault: str, what: str = 'a segmentation') -> None:

@@ -49,7 +49,7 @@ ENDS = {
 
 @pytest.mark.parametrize('found', ENDS)
 def test_every_bad_end_is_noticed(found, search_cli, base, monkeypatch):
-    monkeypatch.setattr(search_cli, 'LIMITS', dict(seconds=3, megabytes=1024 if 'memory' in found else 2**20))
+    monkeypatch.setattr(search_cli, 'LIMITS', dict(seconds=3, megabytes=512 if 'memory' in found else 2**20))
     search_cli.MAINS['serve'] = lambda: ENDS[found](base)
     case = search_cli.Case('serve', (), (), 'det', (), (), None)
     assert search_cli.judge(case, base)[0].startswith(found)

@@ -273,6 +273,16 @@ def test_a_segmentor_trains_resumes_tests_and_predicts(run_tool, shapes, tmp_pat
     assert list((tmp_path / 'infer/vis').iterdir())
 
 
+def test_a_script_of_another_project_runs_with_ours_imported(run_tool, tmp_path):
+    (tmp_path / 'beside.py').write_text('found = 1\n')
+    code = "import sys, beside\nprint(__name__, sys.argv, 'mmcasvit' in sys.modules, beside.found)\n"
+    (tmp_path / 'script.py').write_text(code)
+    ours = ROOT / 'mmcasvit/__main__.py'
+    done = run_tool(ours, 'run', tmp_path / 'script.py', '--flag', 'x', cwd=tmp_path)
+    assert done.stdout.endswith(f"__main__ ['{tmp_path}/script.py', '--flag', 'x'] True 1\n")
+    assert 'error: no.py is not a file' in run_tool(ours, 'run', 'no.py', cwd=tmp_path, expect=2).stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'framework, base, options, checkpoint',
@@ -306,7 +316,10 @@ def test_the_tools_of_the_frameworks_train_and_test_our_configs(
     (tmp_path / 'data' / 'shapes').symlink_to(shapes)  # these tools do not move datasets along with data_root
     options = ['--cfg-options', 'train_dataloader.batch_size=2', *options]
     run_tool(tools / 'train.py', config, '--work-dir', 'run', *options, cwd=tmp_path)
-    run_tool(tools / 'test.py', config, f'run/{checkpoint}', '--work-dir', 'test', *options, cwd=tmp_path)
+    through_ours = [ROOT / 'mmcasvit/__main__.py', 'run']  # mmdet's imports mmcv's operators before the config
+    run_tool(
+        *through_ours, tools / 'test.py', config, f'run/{checkpoint}', '--work-dir', 'test', *options, cwd=tmp_path
+    )
     metrics = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     assert {'mmdet': 'coco/segm_mAP', 'mmseg': 'mIoU'}[framework] in metrics
 

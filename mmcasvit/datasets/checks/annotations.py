@@ -1,7 +1,7 @@
 """Checks of COCO annotation files that need no images."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from mmcasvit.datasets.config import category_name_fault, category_order_fault, folder_of
 from mmcasvit.datasets.outlines import is_coordinate, polygon_fault, rle_fault
@@ -22,8 +22,8 @@ def check_annotations(data: CheckedDataset) -> None:
 
 def _check_classes(data: CheckedDataset) -> None:
     names = [category['name'] for category in data.content['categories']]
-    ids = [category['id'] for category in data.content['categories']]
-    for number in {number for number in ids if ids.count(number) > 1}:
+    ids = Counter(category['id'] for category in data.content['categories'])
+    for number in (number for number, count in ids.items() if count > 1):
         data.add('duplicate_category', data.annotation_file, f'{number!r} is the id of two categories')
     if fault := category_name_fault(names, data.classes):
         data.add('duplicate_category', data.annotation_file, fault)

@@ -82,9 +82,8 @@ def fix_coco(data: CheckedDataset) -> tuple[dict, list[str]]:
     """Return a copy of the content of a COCO file without its problems, and a list of what was done.
 
     Images with a problem are left out with all of their annotations. Boxes are clipped to their image, and left out if
-    they are entirely outside. Annotations that reuse an id get a new one,
-    and those without a valid iscrowd get 0. Categories are sorted into the order of the
-    classes of the config.
+    they are entirely outside. Annotations that reuse an id get a new one, and those without a valid iscrowd get 0.
+    Categories are sorted into the order of the classes of the config.
     """
     content, dropped = dict(data.content), Counter()
     bad_images, bad_annotations = {}, {}

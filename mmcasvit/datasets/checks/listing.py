@@ -19,7 +19,7 @@ from mmcasvit.datasets.config import (
     reads_annotations_as,
     zero_label_fault,
 )
-from mmcasvit.datasets.outlines import LARGEST
+from mmcasvit.datasets.outlines import is_side
 from mmcasvit.datasets.sources import check_sources, listed_images, listed_outside, read_data_as_data, read_names
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_regular
@@ -204,10 +204,7 @@ def _list_images(data: CheckedDataset, kind: type) -> None:
 
 def has_size(image: dict) -> bool:
     """Return whether an entry has a width and a height in pixels."""
-    return all(
-        isinstance(image.get(side), int) and not isinstance(image[side], bool) and 0 < image[side] <= LARGEST
-        for side in ('width', 'height')
-    )
+    return is_side(image.get('width')) and is_side(image.get('height'))
 
 
 def is_id(value) -> bool:

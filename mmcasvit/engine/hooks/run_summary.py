@@ -85,8 +85,9 @@ def _weights(runner: Runner) -> str:
     if runner._load_from:
         return f'{"resumed from" if runner._resume else "of"} {runner._load_from}'
     init = runner.cfg.model.get('backbone', {}).get('init_cfg') or []
-    files = [part.get('checkpoint') for part in (init if isinstance(init, (list, tuple)) else [init])]
-    return f'backbone of {", ".join(map(str, files))}' if any(files) else 'random'
+    parts = init if isinstance(init, (list, tuple)) else [init]
+    files = [str(part['checkpoint']) for part in parts if part.get('checkpoint')]
+    return f'backbone of {", ".join(files)}' if files else 'random'
 
 
 def _schedule(runner: Runner) -> str:
