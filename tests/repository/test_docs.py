@@ -20,7 +20,7 @@ PAGES = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md'
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
 TEXTS = [*PAGES, ROOT / 'docs/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
-ENVIRONMENT = dict(OMP_NUM_THREADS='2')
+ENVIRONMENT = dict(OMP_NUM_THREADS='1')
 
 
 def blocks(page):
