@@ -1,25 +1,42 @@
-"""Predict on an image or a folder of images, draw the predictions (OUT/vis) and save them.
+"""Predict on images, videos and cameras, draw the predictions (OUT/vis) and save them.
 
-Detectors and classifiers write one JSON file per image (OUT/preds), segmentors one PNG index mask per image (OUT/pred).
-Files are named after their images, and subfolders of the folder are kept.
+INPUT is an image, a folder of images and videos, a pattern in quotes such as 'photos/*.jpg', a video, or the index of a
+camera, such as 0; several may be given. For images, detectors and classifiers write one JSON file each (OUT/preds),
+segmentors one PNG index mask each (OUT/pred). For a video or camera, all write an annotated mp4 (OUT/vis) and one JSON
+line per frame (OUT/preds). Files are named after their images, and subfolders of a folder are kept.
 """
 
 import argparse
 from pathlib import Path
 
 from mmcasvit.apis.config import load_config
-from mmcasvit.apis.inference import check_options, get_inferencer, plan_outputs, predict
+from mmcasvit.apis.inference import check_options, get_inferencer
 from mmcasvit.apis.preflight import check_deployable, check_drawable
 from mmcasvit.cli import add_trust_argument, exits_cleanly
 from mmcasvit.models.deploy import deploy
-from mmcasvit.utils.images import check_images, find_images
+from mmcasvit.predict.images import predict, predict_tiled
+from mmcasvit.predict.outputs import plan_outputs
+from mmcasvit.predict.predictor import Predictor, get_exported_inferencer
+from mmcasvit.predict.sources import find_sources
+from mmcasvit.predict.tiles import TiledPredictor, check_tiles
+from mmcasvit.predict.videos import predict_video
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import check_images
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('input', type=Path, metavar='IMAGE_OR_FOLDER')
-    parser.add_argument('config', help='config file, which also names the framework')
-    parser.add_argument('checkpoint', help='checkpoint file, address, or name of published weights')
+    parser = argparse.ArgumentParser(
+        usage='%(prog)s [options] INPUT... CONFIG CHECKPOINT',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'arguments',
+        nargs='+',
+        metavar='INPUT... CONFIG CHECKPOINT',
+        help='what to predict on; the config file, which also names the framework; checkpoint file, address, or name '
+        'of published weights, not needed with --exported and a whole model',
+    )
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='(default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='overwrite existing files')
     parser.add_argument(
@@ -30,26 +47,81 @@ def parse_args():
     parser.add_argument(
         '--deploy', action='store_true', help='predict with the deploy form of the model, with its norms folded away'
     )
+    parser.add_argument(
+        '--exported', metavar='FILE', help='predict with a file of tools/export.py, the backbone or the whole model'
+    )
+    parser.add_argument(
+        '--tile',
+        type=int,
+        metavar='PIXELS',
+        help='predict on large images tile by tile, in tiles of this side, and merge what the tiles have in common',
+    )
+    parser.add_argument(
+        '--overlap',
+        type=float,
+        default=0.2,
+        help='share of a tile that it has in common with the next; objects up to this length are whole in one of them '
+        '(default: %(default)s)',
+    )
+    parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N frames of a video or camera')
     add_trust_argument(parser)
-    return parser.parse_args()
+    args = parser.parse_intermixed_args()
+    *args.inputs, args.config, args.checkpoint = split(args.arguments, args.exported is not None, parser)
+    return args
+
+
+def split(words, whole, parser):
+    """Add None for the checkpoint if there is none, which an exported model does not need."""
+    if whole and (len(words) == 2 or words[-1].endswith(('.py', '.json', '.yaml', '.yml'))):
+        words = [*words, None]
+    if len(words) < 3:
+        parser.error(f'expected INPUT... CONFIG {"[CHECKPOINT]" if whole else "CHECKPOINT"}, got {" ".join(words)}')
+    return words
+
+
+def build(args, cfg):
+    if args.exported:
+        if args.deploy or args.device not in (None, 'cpu'):
+            raise UsageError('--exported runs on the CPU, and cannot be combined with --deploy or another --device.')
+        return get_exported_inferencer(cfg, args.exported, args.checkpoint, args.trust_checkpoint)
+    inferencer = get_inferencer(cfg, args.checkpoint, args.device, args.trust_checkpoint)
+    if args.deploy:
+        check_deployable(inferencer.model)
+        inferencer.model = deploy(inferencer.model)
+    return inferencer
 
 
 @exits_cleanly
 def main():
     args = parse_args()
-    images = find_images(args.input, leave_out=args.out_dir)
+    sources = find_sources(args.inputs, leave_out=args.out_dir)
+    images = [str(source.path) for source in sources if not source.is_video]
     cfg = load_config(args.config)
     check_options(cfg, args.device, args.batch_size, args.score_thr, args.config)
+    if args.max_frames is not None and args.max_frames < 1:
+        raise UsageError(f'--max-frames must be at least 1, got {args.max_frames}.')
+    if args.tile is not None:
+        check_tiles(args.tile, args.overlap)
     check_images(images)
     if cfg.default_scope == 'mmseg':
         check_drawable(images)
-    outputs, predictions = plan_outputs(cfg.default_scope, images, args.input, args.out_dir, args.force)
-    inferencer = get_inferencer(cfg, args.checkpoint, args.device, args.trust_checkpoint)
-    if args.deploy:
-        check_deployable(inferencer.model)
-        inferencer.model = deploy(inferencer.model)
-    predict(inferencer, cfg.default_scope, outputs, args.batch_size, args.score_thr)
-    print(f'{len(images)} images: drawings in {args.out_dir / "vis"}, predictions in {predictions}')
+    outputs = plan_outputs(cfg.default_scope, sources, args.out_dir, args.force)
+    inferencer = build(args, cfg)
+    predictor = Predictor(inferencer, cfg.default_scope, args.score_thr)
+    if args.tile is not None:
+        predictor = TiledPredictor(predictor, args.tile, args.overlap, args.batch_size)
+    videos = [output for source, output in zip(sources, outputs) if source.is_video]
+    if images:
+        of_images = [output for source, output in zip(sources, outputs) if not source.is_video]
+        if args.tile is not None:
+            predict_tiled(predictor, of_images)
+        else:
+            predict(inferencer, cfg.default_scope, of_images, args.batch_size, args.score_thr)
+        folder = 'pred' if cfg.default_scope == 'mmseg' else 'preds'
+        print(f'{len(images)} images: drawings in {args.out_dir / "vis"}, predictions in {args.out_dir / folder}')
+    for output in videos:
+        said = predict_video(predictor, output, args.batch_size, args.max_frames)
+        print(f'{said}: {output.drawing}, {output.prediction}', flush=True)
 
 
 if __name__ == '__main__':
