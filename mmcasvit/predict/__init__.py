@@ -1,1 +1,1 @@
-"""Predictions of every day: on videos and cameras, on large images by tiles, and on many images by several processes."""
+"""Predictions on videos and cameras, on large images by tiles, and on many images by several processes."""
