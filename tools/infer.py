@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from mmcasvit.apis.config import load_config
 from mmcasvit.apis.inference import check_options, get_inferencer
@@ -177,6 +178,7 @@ def main():
     args = parse_args()
     if args.tile is not None:
         check_tiles(args.tile, args.overlap)
+        Image.MAX_IMAGE_PIXELS = 2**30  # what OpenCV reads
     if args.lines or args.launcher != 'none':
         predict_lines(args)
     elif args.resume or args.merge:

@@ -14,6 +14,9 @@ from .outputs import Output
 from .predictor import name_labels
 from .tiles import TiledPredictor
 
+# Longest side of a JPEG, in pixels.
+_LARGEST_JPEG = 65500
+
 
 def predict(
     inferencer: Any, scope: str, outputs: Sequence[Output], batch_size: int = 1, score_thr: float = 0.3
@@ -52,7 +55,8 @@ def predict_tiled(predictor: TiledPredictor, outputs: Sequence[Output]) -> None:
             Image.fromarray(result).save(output.prediction)
         else:
             dump(predictor.values(result), output.prediction)
-        mmcv.imwrite(predictor.draw(image, result), str(output.drawing))
+        drawing = output.drawing if max(image.shape) <= _LARGEST_JPEG else output.drawing.with_suffix('.png')
+        mmcv.imwrite(predictor.draw(image, result), str(drawing))
 
 
 def _draw(output: Output, drawing: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Predictions on images in memory, as values for JSON and as drawings."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,10 @@ def get_exported_inferencer(cfg: Config, file: str, checkpoint: str | None = Non
         raise UsageError(f'{file} holds a backbone: give the CHECKPOINT with the other parts of the model.')
     dataset = cfg.test_dataloader.dataset
     dataset.pipeline = fitted_pipeline(dataset.pipeline, exported.signature)
-    inferencer = get_inferencer(cfg, checkpoint, 'cpu', trust)
+    with warnings.catch_warnings():
+        # The random weights of a model without a checkpoint are not used.
+        warnings.filterwarnings('ignore', 'Checkpoint is not loaded|weights is None|palette does not exist')
+        inferencer = get_inferencer(cfg, checkpoint, 'cpu', trust)
     inferencer.model = substitute(inferencer.model, exported)
     return inferencer
 
