@@ -25,7 +25,7 @@ from mmcasvit.predict.predictor import Predictor, get_exported_inferencer
 from mmcasvit.predict.shares import Parts, Share, fingerprint, predict_share
 from mmcasvit.predict.sources import find_sources, stream_sources
 from mmcasvit.predict.tiles import TiledPredictor, check_tiles
-from mmcasvit.predict.videos import predict_video
+from mmcasvit.predict.videos import check_videos, predict_video
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images
 
@@ -117,7 +117,7 @@ def predict_lines(args):
             raise UsageError(f'{flag} must be at least 1, got {value}.')
     check_launcher(args.launcher)
     share, merged = Share.of_launcher(args.launcher), args.out_dir / 'predictions.jsonl'
-    if args.merge and share.count > 1:
+    if args.merge and share.processes > 1:
         raise UsageError('--merge is for one process: when all are done, run once more with --lines --resume --merge.')
     if args.merge and merged.exists() and not args.force:
         raise UsageError(f'{merged} exists already. Use --force to overwrite it, or another --out-dir.')
@@ -155,6 +155,7 @@ def predict_files(args):
     if args.max_frames is not None and args.max_frames < 1:
         raise UsageError(f'--max-frames must be at least 1, got {args.max_frames}.')
     check_images(images)
+    check_videos(sources)
     if cfg.default_scope == 'mmseg':
         check_drawable(images)
     outputs = plan_outputs(cfg.default_scope, sources, args.out_dir, args.force)

@@ -1,6 +1,6 @@
 """Predictions on image files, one file for each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mmcv
@@ -9,6 +9,8 @@ from mmengine.fileio import dump
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+
+from mmcasvit.utils.images import open_image
 
 from .outputs import Output
 from .predictor import name_labels
@@ -37,7 +39,18 @@ def predict(
         for output in batch:
             output.drawing.parent.mkdir(parents=True, exist_ok=True)
             output.prediction.parent.mkdir(parents=True, exist_ok=True)
-        write(inferencer, batch, score_thr)
+        for part in _of_one_size(batch) if scope == 'mmseg' else [batch]:
+            write(inferencer, part, score_thr)
+
+
+def _of_one_size(batch: Sequence[Output]) -> Iterator[list[Output]]:
+    """Split a batch by the size of the images: mmseg's segmentors take only images of one size together."""
+    sizes = []
+    for output in batch:
+        with open_image(output.source) as file:
+            sizes.append(file.size)
+    for size in sorted(set(sizes)):
+        yield [output for output, other in zip(batch, sizes) if other == size]
 
 
 def predict_tiled(predictor: TiledPredictor, outputs: Sequence[Output]) -> None:

@@ -40,12 +40,12 @@ class Share(NamedTuple):
 
     Attributes:
         rank: Its number, from 0.
-        count: Number of processes.
+        processes: Number of them.
         local_rank: Its number on its machine.
     """
 
     rank: int = 0
-    count: int = 1
+    processes: int = 1
     local_rank: int = 0
 
     @classmethod
@@ -111,14 +111,14 @@ class Parts:
             with part.open() as lines:
                 for line in lines:
                     key = key_of(_name_in(line))
-                    if key % self.share.count == self.share.rank:
+                    if key % self.share.processes == self.share.rank:
                         yield key
 
     def missing(self, sources: Iterable[Source]) -> Iterator[Source]:
         """Yield those of the images that belong to this process and are not done."""
         for source in sources:
             key = key_of(printable(source.name.as_posix()))
-            if key % self.share.count == self.share.rank:
+            if key % self.share.processes == self.share.rank:
                 place = np.searchsorted(self.done, np.uint64(key))
                 if place == len(self.done) or self.done[place] != key:
                     yield source
@@ -195,7 +195,7 @@ def predict_share(build: Callable[[], Any], parts: Parts, sources: Iterable[Sour
         KeyboardInterrupt: If the work was ended.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    who = f'process {parts.share.rank} of {parts.share.count}: ' if parts.share.count > 1 else ''
+    who = f'process {parts.share.rank} of {parts.share.processes}: ' if parts.share.processes > 1 else ''
     wanted = parts.missing(source for source in sources if not source.is_video)
     done = unreadable = 0
     began = reported = time.monotonic()

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mmcasvit.utils.errors import UsageError
 from mmcasvit.weights.integrity import UNFINISHED, rename_durably
 
 from .outputs import Output
+from .sources import Source
 
 # FFmpeg's readers of files that hold the video themselves. Others read a list of further files, from anywhere.
 _CONTAINERS = 'mov,avi,matroska,mpeg,mpegts,mpegvideo,h264,hevc,asf,flv,ogg'
@@ -86,6 +87,17 @@ class Video:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def check_videos(sources: Iterable[Source]) -> None:
+    """Check that the videos and cameras among some sources can be opened.
+
+    Raises:
+        UsageError: If one cannot.
+    """
+    for source in sources:
+        if source.is_video:
+            Video(source.path).close()
 
 
 @contextlib.contextmanager

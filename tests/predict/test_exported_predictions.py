@@ -17,11 +17,12 @@ IMAGE = draw_scene(np.random.default_rng(2), 64, 96).image
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """Return a folder with both models, whole, and the backbone of the detector."""
+    """Return a folder with both models, whole, and the backbone of each."""
     folder = tmp_path_factory.mktemp('exported')
     for name, what in dict(det='detector', seg='segmentor').items():
         export(tiny(TWINS[name]), folder / f'{name}.pt', what=what)
-    export(tiny('mask_rcnn'), folder / 'backbone.pt', dynamic_size=True)
+    for name in TWINS:
+        export(tiny(TWINS[name]), folder / f'{name}-backbone.pt', dynamic_size=True)
     return folder
 
 
@@ -36,15 +37,15 @@ def pytorch(files, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, file', [('det', 'det'), ('seg', 'seg'), ('det', 'backbone')])
-def test_the_predictions_are_those_of_pytorch(name, file, files, exported):
+@pytest.mark.parametrize('name, part', [('det', ''), ('seg', ''), ('det', '-backbone'), ('seg', '-backbone')])
+def test_the_predictions_are_those_of_pytorch(name, part, files, exported):
     expected = pytorch(files, name)
     [wanted] = map(expected.values, expected.predict([IMAGE]))
-    checkpoint = str(files / f'{name}.pth') if file == 'backbone' else None
+    checkpoint = str(files / f'{name}.pth') if part else None
     cfg = config(files, name)
-    if file == 'backbone':
+    if part:
         cfg.test_dataloader.dataset.pipeline[1] = dict(type='Resize', scale=(96, 64), keep_ratio=True)
-    inferencer = get_exported_inferencer(cfg, str(exported / f'{file}.pt'), checkpoint)
+    inferencer = get_exported_inferencer(cfg, str(exported / f'{name}{part}.pt'), checkpoint)
     predictor = Predictor(inferencer, cfg.default_scope, 0.0)
     [sample] = predictor.predict([IMAGE])
     found = predictor.values(sample)
@@ -69,7 +70,7 @@ def test_an_exported_segmentor_predicts_tile_by_tile(files, exported):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name, file, words',
-    [('det', 'backbone.pt', 'CHECKPOINT'), ('seg', 'det.pt', 'segmentor'), ('det', 'no.onnx', 'not found')],
+    [('seg', 'seg-backbone.pt', 'CHECKPOINT'), ('seg', 'det.pt', 'segmentor'), ('det', 'no.onnx', 'not found')],
 )
 def test_files_that_do_not_belong_together_are_refused(name, file, words, files, exported):
     with pytest.raises(UsageError, match=words):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from mmcasvit.apis.inference import get_inferencer
 from mmcasvit.predict import videos
 from mmcasvit.predict.outputs import Output
 from mmcasvit.predict.predictor import Predictor
+from mmcasvit.predict.sources import Source
 from mmcasvit.utils.errors import UsageError
 
 
@@ -108,8 +110,12 @@ def test_a_camera_ends_with_ctrl_c_and_is_drawn_in_real_time(clip, tmp_path, mon
 
 
 def test_a_camera_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match='camera 63 cannot be opened'):
-        videos.predict_video(Brightness(), output_of(63, tmp_path))
+    for attempt in (
+        lambda: videos.predict_video(Brightness(), output_of(63, tmp_path)),
+        lambda: videos.check_videos([Source(63, Path('camera63.mp4'))]),
+    ):
+        with pytest.raises(UsageError, match='camera 63 cannot be opened'):
+            attempt()
 
 
 @pytest.mark.parametrize('kind', ['text', 'empty', 'cut', 'list'])
