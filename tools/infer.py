@@ -9,6 +9,7 @@ With --lines, or a --launcher, nothing is drawn, and the images share JSON lines
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from PIL import Image
 
 from mmcasvit.apis.config import load_config
 from mmcasvit.apis.inference import check_options, get_inferencer
-from mmcasvit.apis.preflight import check_deployable, check_drawable, check_launcher
+from mmcasvit.apis.preflight import check_deployable, check_drawable, check_launcher, check_writable
 from mmcasvit.cli import add_launcher_argument, add_trust_argument, exits_cleanly
 from mmcasvit.models.deploy import deploy
 from mmcasvit.predict.images import predict, predict_tiled
@@ -116,6 +117,7 @@ def predict_lines(args):
         if value < 1:
             raise UsageError(f'{flag} must be at least 1, got {value}.')
     check_launcher(args.launcher)
+    check_writable(args.out_dir)
     share, merged = Share.of_launcher(args.launcher), args.out_dir / 'predictions.jsonl'
     if args.merge and share.processes > 1:
         raise UsageError('--merge is for one process: when all are done, run once more with --lines --resume --merge.')
@@ -152,8 +154,8 @@ def predict_files(args):
     images = [str(source.path) for source in sources if not source.is_video]
     cfg = load_config(args.config)
     check_options(cfg, args.device, args.batch_size, args.score_thr, args.config)
-    if args.max_frames is not None and args.max_frames < 1:
-        raise UsageError(f'--max-frames must be at least 1, got {args.max_frames}.')
+    if args.max_frames is not None and not 1 <= args.max_frames <= sys.maxsize:
+        raise UsageError(f'--max-frames must be at least 1 and at most {sys.maxsize}, got {args.max_frames}.')
     check_images(images)
     check_videos(sources)
     if cfg.default_scope == 'mmseg':
@@ -177,6 +179,7 @@ def predict_files(args):
 @exits_cleanly
 def main():
     args = parse_args()
+    args.batch_size = min(args.batch_size, sys.maxsize)  # the most that itertools takes
     if args.tile is not None:
         check_tiles(args.tile, args.overlap)
         Image.MAX_IMAGE_PIXELS = 2**30  # what OpenCV reads

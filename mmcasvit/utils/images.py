@@ -121,13 +121,14 @@ def read_image(image: str) -> np.ndarray:
     """
     with _unreadable(image):
         with open_image(image) as file:
-            mode = file.mode
+            mode, name = file.mode, file.format
             file.draft('L', (1, 1))  # a JPEG is read to its end all the same, with an eighth of its pixels a side
             file.load()
+        del file  # its pixels take as much memory as those of OpenCV
         content = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR)
         if content is None:
             raise UsageError(
-                f'{image} cannot be read by OpenCV: its {file.format} holds pixels of mode {mode}. Save it as an '
+                f'{image} cannot be read by OpenCV: its {name} holds pixels of mode {mode}. Save it as an '
                 'ordinary JPEG or PNG.'
             )
     return content
