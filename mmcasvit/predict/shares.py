@@ -216,6 +216,8 @@ def predict_share(build: Callable[[], Any], parts: Parts, sources: Iterable[Sour
     finally:
         parts.flush()
         signal.signal(signal.SIGTERM, before)
+    if not done:
+        return f'{who}0 images, nothing was missing'
     rate = done / max(time.monotonic() - began, 1e-9)
     more = f', of which {unreadable} cannot be read (their lines have an "error")' if unreadable else ''
     return f'{who}{done} images{more}, {rate:.1f} images/s'
