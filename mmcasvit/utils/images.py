@@ -124,7 +124,7 @@ def read_image(image: str) -> np.ndarray:
             mode, name = file.mode, file.format
             file.draft('L', (1, 1))  # a JPEG is read to its end all the same, with an eighth of its pixels a side
             file.load()
-        del file  # its pixels take as much memory as those of OpenCV
+        file.close()  # its pixels take as much memory as those of OpenCV
         content = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR)
         if content is None:
             raise UsageError(
