@@ -162,7 +162,9 @@ TOOLS = dict(
         '--exported': PATHS}),
     infer=Tool(3, f'{IMAGES} CONFIG BAD.pth --out-dir out --device cpu', {
         '--out-dir': OUTPUTS, '--score-thr': NUMBERS, '--device': ('cpu', 'cuda:7', 'meta', 'x', ''),
-        '--batch-size': NUMBERS, '--deploy': None, '--force': None}, False),
+        '--batch-size': NUMBERS, '--deploy': None, '--force': None, '--exported': PATHS, '--tile': NUMBERS,
+        '--overlap': NUMBERS, '--max-frames': NUMBERS, '--lines': None, '--part-size': NUMBERS, '--resume': None,
+        '--merge': None, '--launcher': LAUNCHERS}, False),
     convert_weights=Tool(3, 'BAD.pth new.pth --config CONFIG', {
         '--config': PATHS, '--reverse': None, '--check': None, '--ema': None}, False),
     check_dataset=Tool(2, 'CONFIG --workers 1', {

@@ -122,13 +122,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         'override entries of the config, such as train_cfg.max_epochs=24 or model.backbone.out_indices="(1,2,3)"; '
         'data_root=DIR moves every dataset of the config',
     )
+    add_launcher_argument(parser)
+    add_trust_argument(parser)
+
+
+def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``."""
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='how the processes of a distributed run were started',
     )
-    add_trust_argument(parser)
     # torch.distributed.launch passes the rank as an argument, torchrun as an environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 

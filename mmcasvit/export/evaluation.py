@@ -73,7 +73,8 @@ class _ExportedBackbone(nn.Module):
         self.exported = exported
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.exported(_padded(image, self.exported.signature)).values())
+        # mmcv's RoIAlign reads maps in channels_last format, as a runtime may return them, as if they were contiguous.
+        return tuple(x.contiguous() for x in self.exported(_padded(image, self.exported.signature)).values())
 
 
 def _padded(image: Tensor, signature: Signature) -> Tensor:

@@ -6,7 +6,6 @@ Pasting the masks of 100 detections, or scaling the logits of 150 classes, at on
 import threading
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mmcasvit.export.comparison import paste_masks
 from mmcasvit.utils.errors import Refused
+from mmcasvit.utils.masks import encode_mask
 
 # Maximum number of logits at full size at a time, unless a single class has more.
 LOGITS_AT_ONCE = 2**24
@@ -46,30 +46,6 @@ def encode_masks(
     for i in range(len(instances)):
         check_wanted(gone)
         yield encode_mask(paste_masks(instances.masks[i : i + 1], instances.bboxes[i : i + 1], size, model)[0].numpy())
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Return a mask ``(H, W)`` in COCO's run-length encoding, as ``pycocotools.mask.encode`` does.
-
-    Only the columns that hold a part of the mask are looked at, which is many times faster for a large image.
-    """
-    from pycocotools import mask as coco_masks
-
-    height, width = mask.shape
-    columns = np.flatnonzero(mask.any(0))
-    runs = [mask.size]
-    if len(columns):
-        first, end = columns[0], columns[-1] + 1
-        flat = mask[:, first:end].T.ravel()
-        edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-        runs = np.diff(edges, prepend=0, append=len(flat)).tolist()
-        # The runs begin with zeros, and go on with ones and zeros in turns.
-        runs = [0, *runs] if flat[0] else runs
-        runs[0] += int(first) * height
-        if rest := int(width - end) * height:
-            runs = [*runs, rest] if flat[-1] else [*runs[:-1], runs[-1] + rest]
-    code = coco_masks.frPyObjects(dict(counts=runs, size=[height, width]), height, width)
-    return dict(size=code['size'], counts=code['counts'].decode())
 
 
 def keep_logits(logits: Tensor, samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:

@@ -94,11 +94,8 @@ def _unreadable(image: str) -> Iterator[None]:
 def check_images(images: Sequence[str]) -> None:
     """Check that every image can be read completely, and that no two would get the same output name.
 
-    OpenCV reads a truncated image without an error and fills the rest with gray, so Pillow reads each image as well.
-
     Raises:
-        UsageError: If a file is not an image of :data:`IMAGE_FORMATS` or is truncated, if OpenCV cannot read it, or if
-            two names differ only in their suffixes.
+        UsageError: If one cannot be read by :func:`read_image`, or if two names differ only in their suffixes.
     """
     names = {}
     for image in images:
@@ -108,12 +105,30 @@ def check_images(images: Sequence[str]) -> None:
                 f'{other} and {image} have the same name, so their predictions would have too. Put them into '
                 'different folders.'
             )
-        with _unreadable(image):
-            with open_image(image) as file:
-                file.load()
-                mode = file.mode
-            if cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR) is None:
-                raise UsageError(
-                    f'{image} cannot be read by OpenCV: its {file.format} holds pixels of mode {mode}. Save it as an '
-                    'ordinary JPEG or PNG.'
-                )
+        read_image(image)
+
+
+def read_image(image: str) -> np.ndarray:
+    """Read an image completely, as ``LoadImageFromFile`` does, or not at all.
+
+    OpenCV reads a truncated image without an error and fills the rest with gray, so Pillow reads it as well.
+
+    Returns:
+        ``(H, W, 3)`` in uint8 BGR.
+
+    Raises:
+        UsageError: If the file is not an image of :data:`IMAGE_FORMATS` or is truncated, or if OpenCV cannot read it.
+    """
+    with _unreadable(image):
+        with open_image(image) as file:
+            mode, name = file.mode, file.format
+            file.draft('L', (1, 1))  # a JPEG is read to its end all the same, with an eighth of its pixels a side
+            file.load()
+        file.close()  # its pixels take as much memory as those of OpenCV
+        content = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR)
+        if content is None:
+            raise UsageError(
+                f'{image} cannot be read by OpenCV: its {name} holds pixels of mode {mode}. Save it as an '
+                'ordinary JPEG or PNG.'
+            )
+    return content

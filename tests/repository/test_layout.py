@@ -14,7 +14,7 @@ LEVELS = [
     {'apis'},
     {'plugin', 'export', 'report'},
     {'serve', 'benchmark'},
-    {'visualization'},
+    {'visualization', 'predict'},
     {'__init__', '__main__'},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

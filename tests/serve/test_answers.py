@@ -12,8 +12,9 @@ from pycocotools import mask as coco_masks
 
 from mmcasvit.export.comparison import paste_masks
 from mmcasvit.serve import answers
-from mmcasvit.serve.answers import encode_mask, encode_masks, keep_logits, labels_of
+from mmcasvit.serve.answers import encode_masks, keep_logits, labels_of
 from mmcasvit.utils.errors import Refused
+from mmcasvit.utils.masks import encode_mask
 
 SIZE = (50, 70)
 
