@@ -16,6 +16,7 @@ from mmcasvit.apis.options import (
 )
 from mmcasvit.apis.preflight import check_data, warn_about_random_backbone
 from mmcasvit.apis.runner import build_runner, prepare
+from mmcasvit.apis.trackers import TRACKERS, refusals_explained, use_trackers
 from mmcasvit.cli import add_common_arguments, exits_cleanly
 from mmcasvit.engine.distributed import use_cpus
 from mmcasvit.engine.stopping import stops_explained
@@ -45,6 +46,14 @@ def parse_args():
         action='store_true',
         help='write report.html, the report of tools/report.py, to the work dir, with the last validation',
     )
+    parser.add_argument(
+        '--track',
+        action='append',
+        default=[],
+        choices=TRACKERS,
+        help='send config, curves and drawn images to this tracker of experiments; may be given more than once. '
+        'TensorBoard is written to in any case where it is installed',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -65,10 +74,12 @@ def main():
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     decision = use_start(cfg, args.resume, args.trust_checkpoint)
+    use_trackers(cfg, args.track)
     add_tensorboard(cfg)
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
-    runner = build_runner(cfg, quiet=not args.verbose)
+    with refusals_explained():
+        runner = build_runner(cfg, quiet=not args.verbose)
     warn_about_random_backbone(cfg)
     try:
         with stops_explained(runner):
