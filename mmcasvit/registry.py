@@ -21,7 +21,12 @@ HOOKS = Registry(
     scope='mmcasvit',
     locations=['mmcasvit.engine.hooks', 'mmcasvit.export.hook', 'mmcasvit.report.hook'],
 )
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded'])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmcasvit',
+    locations=['mmcasvit.datasets.few_images', 'mmcasvit.datasets.seeded'],
+)
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded']
 )

@@ -3,10 +3,10 @@
 import argparse
 
 from mmcasvit.apis.config import load_config
-from mmcasvit.apis.options import draw_predictions, dump_predictions, use_output, use_tta
+from mmcasvit.apis.options import draw_predictions, dump_predictions, limit_images, use_output, use_tta
 from mmcasvit.apis.preflight import check_data, check_deployable
 from mmcasvit.apis.runner import build_runner, prepare
-from mmcasvit.cli import add_common_arguments, exits_cleanly
+from mmcasvit.cli import add_common_arguments, at_least_one, exits_cleanly
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.weights.checkpoint import read_ahead
 
@@ -32,6 +32,12 @@ def parse_args():
         metavar='FILE',
         help='evaluate a file of tools/export.py, the backbone or the whole model; CHECKPOINT provides the parts that '
         'were not exported',
+    )
+    parser.add_argument(
+        '--limit-eval',
+        type=at_least_one,
+        metavar='N',
+        help='evaluate N images, drawn at random and the same in every run, and judge by exactly these',
     )
     parser.add_argument(
         '--report',
@@ -78,6 +84,7 @@ def main():
         use_exported(cfg, args)
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
+    limit_images(cfg, 'test', args.limit_eval)
     runner = build_runner(cfg, quiet=not args.verbose)
     if args.deploy:
         check_deployable(runner.model)

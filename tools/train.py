@@ -9,6 +9,7 @@ from mmcasvit.apis.config import load_config
 from mmcasvit.apis.options import (
     add_tensorboard,
     has_accelerator,
+    limit_images,
     scale_learning_rate,
     use_amp,
     use_pretrained,
@@ -17,7 +18,7 @@ from mmcasvit.apis.options import (
 from mmcasvit.apis.preflight import check_data, warn_about_random_backbone
 from mmcasvit.apis.runner import build_runner, prepare
 from mmcasvit.apis.trackers import TRACKERS, refusals_explained, use_trackers
-from mmcasvit.cli import add_common_arguments, exits_cleanly
+from mmcasvit.cli import add_common_arguments, at_least_one, exits_cleanly
 from mmcasvit.engine.distributed import use_cpus
 from mmcasvit.engine.stopping import stops_explained
 from mmcasvit.utils.errors import RunStopped
@@ -47,6 +48,12 @@ def parse_args():
         help='write report.html, the report of tools/report.py, to the work dir, with the last validation',
     )
     parser.add_argument(
+        '--limit', type=at_least_one, metavar='N', help='train on N images, drawn at random and the same in every run'
+    )
+    parser.add_argument(
+        '--limit-eval', type=at_least_one, metavar='N', help='validate on N images, and judge by exactly these'
+    )
+    parser.add_argument(
         '--track',
         action='append',
         default=[],
@@ -74,6 +81,8 @@ def main():
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     decision = use_start(cfg, args.resume, args.trust_checkpoint)
+    limit_images(cfg, 'train', args.limit)
+    limit_images(cfg, 'val', args.limit_eval)
     use_trackers(cfg, args.track)
     add_tensorboard(cfg)
     if args.report:
