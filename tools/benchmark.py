@@ -5,6 +5,7 @@ scaling    cost against the number of pixels, next to the same model with softma
 operators  one model by groups of operators, next to the limits of the machine
 mmcv-ops   operators of mmcasvit next to the compiled ones of mmcv
 step       time of a training step of a config by its parts
+memory     memory of a training step of a config, before a run
 losses     loss curves of configs in several precisions and forms
 """
 
@@ -28,6 +29,7 @@ from mmcasvit.benchmark.peers import PEERS
 from mmcasvit.benchmark.preparation import count_variant
 from mmcasvit.benchmark.published import PUBLISHED
 from mmcasvit.benchmark.scaling import curves_of, fit_exponents, scaling_table, split_feasible
+from mmcasvit.benchmark.step_memory import measure_step, memory_in_words, memory_rows
 from mmcasvit.benchmark.steps import measure_steps, step_table
 from mmcasvit.benchmark.summary import comparison_text, settings_in_words
 from mmcasvit.benchmark.training import training_runner
@@ -172,6 +174,18 @@ def parse_args():
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
 
+    command = add_command(memory, 'memory', 'Measure how much memory a training step needs.')
+    command.add_argument('config', help='config file')
+    command.add_argument('--batch', nargs='+', type=at_least_one, default=[2, 4, 8], metavar='N', help='images a step')
+    command.add_argument(
+        '--size',
+        type=size,
+        metavar='HxW',
+        help='size of random images (default: images of the training data, through its pipeline)',
+    )
+    command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
+    add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
+
     command = add_command(loss_curves, 'losses', 'Record loss curves in several precisions and forms.')
     command.add_argument('configs', nargs='+', metavar='CONFIG', help='config files, whose training data must exist')
     command.add_argument(
@@ -302,6 +316,21 @@ def step(args):
         f'{count_of(loader.num_workers, "worker")}, {count_of(torch.get_num_threads(), "thread")}, on '
         f'{machine([default_device()])}.\n\n{markdown(table)}'
     )
+
+
+def memory(args):
+    cfg = load_config(args.config, args.cfg_options)
+    if cfg.default_scope not in ('mmdet', 'mmseg'):
+        raise UsageError(f'memory: {args.config} must be a config of mmdet or mmseg.')
+    if args.size is None:
+        try:
+            check_data(cfg, 'train')
+        except UsageError as error:
+            raise UsageError(f'{error} Or give --size HxW to measure with random images.') from error
+    found = measure_step(cfg, args.size)
+    rows = memory_rows(found, args.batch)
+    write_files(args, rows)
+    return f'{Path(args.config).name}: {memory_in_words(found)}.\n\n{markdown(rows)}'
 
 
 def loss_curves(args):
