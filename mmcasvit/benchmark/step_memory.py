@@ -145,6 +145,6 @@ def memory_in_words(memory: StepMemory) -> str:
     """Describe what was measured."""
     height, width = memory.size
     return (
-        f'{memory.fixed / 2**20:.0f} MiB and {memory.per_image / 2**20:.0f} MiB for each image of {height}x{width}, from '
-        f'steps with {memory.batches[0]} and {count_of(memory.batches[1], "image")} on {memory.device}'
+        f'{memory.fixed / 2**20:.0f} MiB and {memory.per_image / 2**20:.0f} MiB for each image of {height}x{width}, '
+        f'from steps with {memory.batches[0]} and {count_of(memory.batches[1], "image")} on {memory.device}'
     )
