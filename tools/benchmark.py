@@ -326,7 +326,7 @@ def memory(args):
         try:
             check_data(cfg, 'train')
         except UsageError as error:
-            raise UsageError(f'{error} Or give --size HxW to measure with random images.') from error
+            raise UsageError(f'{error}. With --size HxW, random images are measured.') from error
     found = measure_step(cfg, args.size)
     rows = memory_rows(found, args.batch)
     write_files(args, rows)

@@ -2,7 +2,9 @@
 
 import copy
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -125,7 +127,7 @@ def _peak(model: BaseModel, optimizer: OptimWrapper, batch: dict, device: str) -
         model.train_step(copy.deepcopy(batch), optimizer)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _native_messages_hidden(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model.train_step(batch, optimizer)
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
     held = peak = 0
@@ -134,6 +136,19 @@ def _peak(model: BaseModel, optimizer: OptimWrapper, batch: dict, device: str) -
         peak = max(peak, held)
     state = [list(state.values()) for state in optimizer.optimizer.state.values()]
     return nbytes([list(model.parameters()), list(model.buffers()), state]) + peak
+
+
+@contextmanager
+def _native_messages_hidden() -> Iterator[None]:
+    """Hide what PyTorch's profiler writes to stderr from C++, where no filter of Python sees it."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def memory_rows(memory: StepMemory, batches: Sequence[int]) -> list[dict[str, float]]:

@@ -245,7 +245,10 @@ def _draw(runs: Sequence[RecordedImages], place: int) -> str:
             draw(dict(path=path, sample=run.drawable(place, size)), run.meta, file)
             pairs.append(mmcv.imread(file))
     half = pairs[0].shape[1] // 2
-    row = np.concatenate([pairs[0][:, :half], *(pair[:, half : 2 * half] for pair in pairs)], axis=1)
+    panels = [pairs[0][:, :half], *(pair[:, half : 2 * half] for pair in pairs)]
     if half > _WIDTH:
-        row = mmcv.imresize(row, (3 * _WIDTH, round(row.shape[0] * _WIDTH / half)), interpolation='area')
+        size = _WIDTH, max(1, round(size[0] * _WIDTH / half))
+        panels = [mmcv.imresize(panel, size, interpolation='area') for panel in panels]
+    gap = np.full((len(panels[0]), 6, 3), 255, np.uint8)
+    row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
     return embedded(cv2.imencode('.jpg', row)[1].tobytes())
