@@ -6,6 +6,7 @@ operators  one model by groups of operators, next to the limits of the machine
 mmcv-ops   operators of mmcasvit next to the compiled ones of mmcv
 step       time of a training step of a config by its parts
 memory     memory of a training step of a config, before a run
+coco-eval  COCO's evaluation by pycocotools and faster-coco-eval
 losses     loss curves of configs in several precisions and forms
 """
 
@@ -20,6 +21,7 @@ import torch
 from mmcasvit.apis.config import load_config
 from mmcasvit.apis.preflight import check_data
 from mmcasvit.benchmark import losses, plots
+from mmcasvit.benchmark.coco_eval import evaluate_both
 from mmcasvit.benchmark.comparison import Plan, measure
 from mmcasvit.benchmark.forms import FORMS
 from mmcasvit.benchmark.mmcv_ops import mmcv_ops_text
@@ -186,6 +188,10 @@ def parse_args():
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
 
+    command = add_command(coco_eval, 'coco-eval', "Time COCO's evaluation by two libraries on made-up boxes.")
+    command.add_argument('--images', type=at_least_one, default=5000, help='default: %(default)s')
+    command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
+
     command = add_command(loss_curves, 'losses', 'Record loss curves in several precisions and forms.')
     command.add_argument('configs', nargs='+', metavar='CONFIG', help='config files, whose training data must exist')
     command.add_argument(
@@ -331,6 +337,13 @@ def memory(args):
     rows = memory_rows(found, args.batch)
     write_files(args, rows)
     return f'{Path(args.config).name}: {memory_in_words(found)}.\n\n{markdown(rows)}'
+
+
+def coco_eval(args):
+    rows, difference = evaluate_both(args.images)
+    write_files(args, rows)
+    images = count_of(args.images, 'made-up image')
+    return f'{images} on {machine(["cpu"])}; largest difference of a metric {difference:.1e}.\n\n{markdown(rows)}'
 
 
 def loss_curves(args):

@@ -129,6 +129,24 @@ def _restricted_to_images(evaluator: ConfigDict, cfg: Config) -> bool:
     return kind is not None and issubclass(kind, CocoMetric)
 
 
+def use_fast_evaluation(cfg: Config) -> None:
+    """Evaluate with faster-coco-eval instead of pycocotools, which gives the same numbers.
+
+    Raises:
+        UsageError: If it is not installed, or the config does not evaluate with mmdet's ``CocoMetric``.
+    """
+    if importlib.util.find_spec('faster_coco_eval') is None:
+        raise UsageError('--fast-eval: faster-coco-eval is not installed: pip install "mmcasvit[coco]"')
+    found = False
+    for split in ('val', 'test'):
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if evaluator['type'] in ('CocoMetric', 'mmdet.CocoMetric'):
+                evaluator['type'], found = 'mmdet.FasterCocoMetric', True
+    if not found or METRICS.get('mmdet.FasterCocoMetric') is None:
+        raise UsageError("--fast-eval: the config does not evaluate with mmdet's CocoMetric, or mmdet is too old.")
+
+
 def add_tensorboard(cfg: Config) -> None:
     """Write the curves for TensorBoard too, if it is installed."""
     backends = cfg.get('visualizer', {}).get('vis_backends')

@@ -188,7 +188,9 @@ class RecordedImages:
         kept = {}
         for key, name in (('gt_instances', 'truth'), ('pred_instances', 'found')):
             rows = torch.from_numpy(self._part(f'{name}_boxes', place).copy())
-            kept[key] = dict(bboxes=rows[:, :4], labels=rows[:, 4].long(), scores=rows[:, 5])
+            # A drawing shrinks to make room for what lies outside.
+            boxes = rows[:, :4].clamp(min=0).minimum(torch.tensor([size[1], size[0]] * 2) - 1)
+            kept[key] = dict(bboxes=boxes, labels=rows[:, 4].long(), scores=rows[:, 5])
         kept['gt_instances'].pop('scores')
         return kept
 

@@ -148,13 +148,14 @@ def write_comparison(
     first, classes = sides[0], sides[0].runs[0].classes
     sections, verdicts = [], []
     for other, differences in zip(sides[1:], compared):
-        lines = [verdict(name, first.name, other.name, found, level) for name, found in differences.items()]
+        means = {dict(IoU='mIoU').get(name, name): found for name, found in differences.items()}
+        lines = [verdict(name, first.name, other.name, found, level) for name, found in means.items()]
         verdicts += lines
         sections.append(
             dict(
                 names=(first.name, other.name),
                 verdicts=lines,
-                rows=[_row(name, found.sides, found.mean) for name, found in differences.items()],
+                rows=[_row(name, found.sides, found.mean) for name, found in means.items()],
                 classes={name: _classes(classes, found) for name, found in differences.items()},
                 images=_images(first, other, examples),
             )

@@ -49,7 +49,7 @@ def test_a_record_gives_the_metrics_of_the_evaluation(scenes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'first, second, metrics', [('bad', 'good', ['box AP', 'box AP50']), ('dirty', 'clean', ['IoU'])]
+    'first, second, metrics', [('bad', 'good', ['box AP', 'box AP50']), ('dirty', 'clean', ['mIoU'])]
 )
 def test_the_better_run_is_named_and_the_images_are_shown(runs, tmp_path, first, second, metrics):
     lines = write_comparison([runs / first, runs / second], tmp_path / 'page.html', resamples=60, examples=2)
