@@ -159,6 +159,14 @@ class ConfigOptions(DictAction):
         return DictAction._parse_iterable(val)
 
 
+def at_least_one(text: str) -> int:
+    """Parse a positive integer of a command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'expected 1 or more, got {text}')
+    return number
+
+
 def add_config_options(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--cfg-options`` with a help text."""
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE', help=text)

@@ -11,6 +11,7 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmcasvit', locations=['mmcasvit.models.casvit'])
@@ -20,7 +21,12 @@ HOOKS = Registry(
     scope='mmcasvit',
     locations=['mmcasvit.engine.hooks', 'mmcasvit.export.hook', 'mmcasvit.report.hook'],
 )
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded'])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmcasvit',
+    locations=['mmcasvit.datasets.few_images', 'mmcasvit.datasets.seeded'],
+)
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmcasvit', locations=['mmcasvit.datasets.seeded']
 )
@@ -33,6 +39,9 @@ TRANSFORMS = Registry(
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcasvit', locations=['mmcasvit.engine.loops'])
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmcasvit', locations=['mmcasvit.engine.distributed']
+)
+VISBACKENDS = Registry(
+    'vis_backend', parent=MMENGINE_VISBACKENDS, scope='mmcasvit', locations=['mmcasvit.apis.trackers']
 )
 # Valid values of the argument token_mixer of CASViT. No other library has such a registry.
 TOKEN_MIXERS = Registry(

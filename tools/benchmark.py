@@ -5,6 +5,8 @@ scaling    cost against the number of pixels, next to the same model with softma
 operators  one model by groups of operators, next to the limits of the machine
 mmcv-ops   operators of mmcasvit next to the compiled ones of mmcv
 step       time of a training step of a config by its parts
+memory     memory of a training step of a config, before a run
+coco-eval  COCO's evaluation by pycocotools and faster-coco-eval
 losses     loss curves of configs in several precisions and forms
 """
 
@@ -19,6 +21,7 @@ import torch
 from mmcasvit.apis.config import load_config
 from mmcasvit.apis.preflight import check_data
 from mmcasvit.benchmark import losses, plots
+from mmcasvit.benchmark.coco_eval import evaluate_both
 from mmcasvit.benchmark.comparison import Plan, measure
 from mmcasvit.benchmark.forms import FORMS
 from mmcasvit.benchmark.mmcv_ops import mmcv_ops_text
@@ -28,24 +31,18 @@ from mmcasvit.benchmark.peers import PEERS
 from mmcasvit.benchmark.preparation import count_variant
 from mmcasvit.benchmark.published import PUBLISHED
 from mmcasvit.benchmark.scaling import curves_of, fit_exponents, scaling_table, split_feasible
+from mmcasvit.benchmark.step_memory import measure_step, memory_in_words, memory_rows
 from mmcasvit.benchmark.steps import measure_steps, step_table
 from mmcasvit.benchmark.summary import comparison_text, settings_in_words
 from mmcasvit.benchmark.training import training_runner
 from mmcasvit.benchmark.variants import FIELDS, Variant, check_all, default_baseline, grid, parse_baseline
-from mmcasvit.cli import add_config_options, exits_cleanly
+from mmcasvit.cli import add_config_options, at_least_one, exits_cleanly
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.tables import count_of, markdown, split_constant, write_csv, write_json
 from mmcasvit.utils.timing import DTYPES, FLOATS, machine
 
 DEVICES, MODES = ('cpu', 'cuda'), ('infer', 'train')
 SIDES = [256, 384, 512, 768, 1024, 1280, 1536]
-
-
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'expected 1 or more, got {text}')
-    return number
 
 
 def size(text):
@@ -62,12 +59,12 @@ def add_variant_arguments(parser):
     parser.add_argument('--form', default='eager', metavar='FORM', help='form of the model (default: eager)')
     parser.add_argument('--precision', default='fp32', choices=FLOATS)
     parser.add_argument('--device', default='cpu', choices=DEVICES)
-    parser.add_argument('--threads', type=positive, default=torch.get_num_threads())
+    parser.add_argument('--threads', type=at_least_one, default=torch.get_num_threads())
     parser.add_argument('--mode', default='infer', choices=MODES)
 
 
 def add_rounds_arguments(parser, rounds):
-    parser.add_argument('--rounds', type=positive, default=rounds, help=f'number of rounds (default: {rounds})')
+    parser.add_argument('--rounds', type=at_least_one, default=rounds, help=f'number of rounds (default: {rounds})')
     parser.add_argument(
         '--cpu-time',
         action='store_true',
@@ -77,7 +74,7 @@ def add_rounds_arguments(parser, rounds):
 
 def add_measuring_arguments(parser):
     add_rounds_arguments(parser, 7)
-    parser.add_argument('--warmup', type=positive, default=2, help='passes before the first round (default: 2)')
+    parser.add_argument('--warmup', type=at_least_one, default=2, help='passes before the first round (default: 2)')
     parser.add_argument('--least-ms', type=float, default=20, help='minimum length of a sample (default: 20)')
     parser.add_argument(
         '--no-memory',
@@ -124,8 +121,8 @@ def parse_args():
     command.add_argument('--precisions', nargs='+', default=['fp32'], choices=list(DTYPES))
     command.add_argument('--devices', nargs='+', default=['cpu'], choices=DEVICES)
     threads = torch.get_num_threads()
-    command.add_argument('--threads', nargs='+', type=positive, default=[threads], help=f'(default: {threads})')
-    command.add_argument('--batches', nargs='+', type=positive, default=[1], metavar='N', help='images per pass')
+    command.add_argument('--threads', nargs='+', type=at_least_one, default=[threads], help=f'(default: {threads})')
+    command.add_argument('--batches', nargs='+', type=at_least_one, default=[1], metavar='N', help='images per pass')
     command.add_argument(
         '--baseline',
         metavar='FIELD=VALUE,...',
@@ -143,7 +140,7 @@ def parse_args():
     command.add_argument(
         '--sides',
         nargs='+',
-        type=positive,
+        type=at_least_one,
         default=SIDES,
         metavar='PIXELS',
         help=f'sides of square images (default: {" ".join(map(str, SIDES))})',
@@ -158,7 +155,7 @@ def parse_args():
     command = add_command(operators, 'operators', 'Measure one model operator by operator.')
     command.add_argument('model', metavar='MODEL', help='see compare')
     command.add_argument('--size', type=size, default=(512, 512), metavar='HxW')
-    command.add_argument('--batch', type=positive, default=1, help='images per pass (default: 1)')
+    command.add_argument('--batch', type=at_least_one, default=1, help='images per pass (default: 1)')
     add_variant_arguments(command)
     add_rounds_arguments(command, 5)
 
@@ -167,17 +164,33 @@ def parse_args():
         'configs', nargs='*', metavar='CONFIG', help='measure training steps of these instead of single operators'
     )
     command.add_argument('--size', type=size, default=(800, 1216), metavar='HxW')
-    command.add_argument('--batch', type=positive, default=2, help='images per step (default: 2)')
+    command.add_argument('--batch', type=at_least_one, default=2, help='images per step (default: 2)')
     command.add_argument('--device', default='cpu', choices=DEVICES)
-    command.add_argument('--threads', type=positive, default=torch.get_num_threads())
+    command.add_argument('--threads', type=at_least_one, default=torch.get_num_threads())
     add_rounds_arguments(command, 5)
 
     command = add_command(step, 'step', 'Measure the parts of a training step.')
     command.add_argument('config', help='config file, whose training data must exist')
-    command.add_argument('--steps', type=positive, default=20, help='steps to measure (default: 20)')
-    command.add_argument('--warmup', type=positive, default=3, help='steps before these (default: 3)')
+    command.add_argument('--steps', type=at_least_one, default=20, help='steps to measure (default: 20)')
+    command.add_argument('--warmup', type=at_least_one, default=3, help='steps before these (default: 3)')
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
+
+    command = add_command(memory, 'memory', 'Measure how much memory a training step needs.')
+    command.add_argument('config', help='config file')
+    command.add_argument('--batch', nargs='+', type=at_least_one, default=[2, 4, 8], metavar='N', help='images a step')
+    command.add_argument(
+        '--size',
+        type=size,
+        metavar='HxW',
+        help='size of random images (default: images of the training data, through its pipeline)',
+    )
+    command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
+    add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
+
+    command = add_command(coco_eval, 'coco-eval', "Time COCO's evaluation by two libraries on made-up boxes.")
+    command.add_argument('--images', type=at_least_one, default=5000, help='default: %(default)s')
+    command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
 
     command = add_command(loss_curves, 'losses', 'Record loss curves in several precisions and forms.')
     command.add_argument('configs', nargs='+', metavar='CONFIG', help='config files, whose training data must exist')
@@ -188,7 +201,7 @@ def parse_args():
         choices=losses.VARIANTS,
         help='precisions and forms; the first one is the reference (default: all)',
     )
-    command.add_argument('--steps', type=positive, default=200, help='steps per curve (default: 200)')
+    command.add_argument('--steps', type=at_least_one, default=200, help='steps per curve (default: 200)')
     command.add_argument('--seed', type=int, default=0, help='seed of weights and data (default: 0)')
     add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
     add_file_arguments(command)
@@ -309,6 +322,28 @@ def step(args):
         f'{count_of(loader.num_workers, "worker")}, {count_of(torch.get_num_threads(), "thread")}, on '
         f'{machine([default_device()])}.\n\n{markdown(table)}'
     )
+
+
+def memory(args):
+    cfg = load_config(args.config, args.cfg_options)
+    if cfg.default_scope not in ('mmdet', 'mmseg'):
+        raise UsageError(f'memory: {args.config} must be a config of mmdet or mmseg.')
+    if args.size is None:
+        try:
+            check_data(cfg, 'train')
+        except UsageError as error:
+            raise UsageError(f'{error}. With --size HxW, random images are measured.') from error
+    found = measure_step(cfg, args.size)
+    rows = memory_rows(found, args.batch)
+    write_files(args, rows)
+    return f'{Path(args.config).name}: {memory_in_words(found)}.\n\n{markdown(rows)}'
+
+
+def coco_eval(args):
+    rows, difference = evaluate_both(args.images)
+    write_files(args, rows)
+    images = count_of(args.images, 'made-up image')
+    return f'{images} on {machine(["cpu"])}; largest difference of a metric {difference:.1e}.\n\n{markdown(rows)}'
 
 
 def loss_curves(args):

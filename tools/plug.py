@@ -37,6 +37,12 @@ def parse_args():
         action='store_true',
         help='let the BatchNorms of the backbone update their statistics, to train from random weights',
     )
+    parser.add_argument(
+        '--safe',
+        action='store_true',
+        help='add what our recipes have: verified checkpoints, the best of them, exact resume, skipping of unreadable '
+        'images, the stop at a NaN or infinite loss, and the report',
+    )
     parser.add_argument('--no-verify', action='store_true', help='do not try the new model on random data')
     parser.add_argument(
         '--table',
@@ -69,6 +75,7 @@ def write_config(args):
         drop_path_rate=args.drop_path_rate,
         norm_eval=not args.train_norms,
         frozen_stages=args.frozen_stages,
+        safe=args.safe,
         verify=not args.no_verify,
     )
     out.write_text(config_text(source, new, out, notes), encoding='utf-8')

@@ -9,14 +9,17 @@ from mmcasvit.apis.config import load_config
 from mmcasvit.apis.options import (
     add_tensorboard,
     has_accelerator,
+    limit_images,
     scale_learning_rate,
     use_amp,
+    use_fast_evaluation,
     use_pretrained,
     use_start,
 )
 from mmcasvit.apis.preflight import check_data, warn_about_random_backbone
 from mmcasvit.apis.runner import build_runner, prepare
-from mmcasvit.cli import add_common_arguments, exits_cleanly
+from mmcasvit.apis.trackers import TRACKERS, refusals_explained, use_trackers
+from mmcasvit.cli import add_common_arguments, at_least_one, exits_cleanly
 from mmcasvit.engine.distributed import use_cpus
 from mmcasvit.engine.stopping import stops_explained
 from mmcasvit.utils.errors import RunStopped
@@ -45,6 +48,23 @@ def parse_args():
         action='store_true',
         help='write report.html, the report of tools/report.py, to the work dir, with the last validation',
     )
+    parser.add_argument(
+        '--limit', type=at_least_one, metavar='N', help='train on N images, drawn at random and the same in every run'
+    )
+    parser.add_argument(
+        '--limit-eval', type=at_least_one, metavar='N', help='validate on N images, and judge by exactly these'
+    )
+    parser.add_argument(
+        '--track',
+        action='append',
+        default=[],
+        choices=TRACKERS,
+        help='send config, curves and drawn images to this tracker of experiments; may be given more than once. '
+        'TensorBoard is written to in any case where it is installed',
+    )
+    parser.add_argument(
+        '--fast-eval', action='store_true', help="use faster-coco-eval for COCO's metric, which gives the same numbers"
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -56,6 +76,8 @@ def main():
     cfg = load_config(args.config, args.cfg_options)
     check_data(cfg, 'train', 'val')
     prepare(cfg, args)
+    if args.fast_eval:
+        use_fast_evaluation(cfg)
     if args.launcher == 'pytorch' and not has_accelerator():
         use_cpus(cfg)
     if args.pretrained is not None:
@@ -65,10 +87,14 @@ def main():
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     decision = use_start(cfg, args.resume, args.trust_checkpoint)
+    limit_images(cfg, 'train', args.limit)
+    limit_images(cfg, 'val', args.limit_eval)
+    use_trackers(cfg, args.track)
     add_tensorboard(cfg)
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
-    runner = build_runner(cfg, quiet=not args.verbose)
+    with refusals_explained():
+        runner = build_runner(cfg, quiet=not args.verbose)
     warn_about_random_backbone(cfg)
     try:
         with stops_explained(runner):

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
 from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from mmcasvit.utils.errors import UsageError
@@ -90,6 +91,60 @@ def use_start(cfg: Config, resume: str | None, trust: bool) -> str:
     if cfg.get('load_from'):
         read_ahead(cfg.load_from, trust)
     return decision
+
+
+def limit_images(cfg: Config, split: str, images: int | None) -> None:
+    """Use only some images of a split, see :func:`~mmcasvit.datasets.few_images.few_images`.
+
+    Args:
+        cfg: Config to change.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        images: Number of images, or None to use all.
+
+    Raises:
+        UsageError: If there is no such split, or its evaluator would judge by images that were left out.
+    """
+    if images is None:
+        return
+    option = '--limit' if split == 'train' else '--limit-eval'
+    loader = cfg.get(f'{split}_dataloader')
+    if not loader:
+        raise UsageError(f'{option}: the config has no {split}_dataloader.')
+    if split == 'train' and loader.get('drop_last') and images < loader.get('batch_size', 1):
+        raise UsageError(f'{option} {images}: with drop_last, a batch of {loader.batch_size} images cannot be filled.')
+    evaluators = [] if split == 'train' else cfg.get(f'{split}_evaluator') or []
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        if 'metrics' in evaluator or (evaluator.get('ann_file') and not _restricted_to_images(evaluator, cfg)):
+            raise UsageError(f'{option}: {evaluator["type"]} judges by all images of its annotations.')
+    loader.dataset = dict(type='mmcasvit.FewImages', dataset=loader.dataset, images=images)
+
+
+def _restricted_to_images(evaluator: ConfigDict, cfg: Config) -> bool:
+    """Return whether :class:`~mmcasvit.engine.hooks.evaluated_images.EvaluatedImagesHook` can restrict a metric."""
+    if cfg.default_scope != 'mmdet':
+        return False
+    from mmdet.evaluation import CocoMetric
+
+    kind = METRICS.get(evaluator.type if '.' in evaluator.type else f'mmdet.{evaluator.type}')
+    return kind is not None and issubclass(kind, CocoMetric)
+
+
+def use_fast_evaluation(cfg: Config) -> None:
+    """Evaluate with faster-coco-eval instead of pycocotools, which gives the same numbers.
+
+    Raises:
+        UsageError: If it is not installed, or the config does not evaluate with mmdet's ``CocoMetric``.
+    """
+    if importlib.util.find_spec('faster_coco_eval') is None:
+        raise UsageError('--fast-eval: faster-coco-eval is not installed: pip install "mmcasvit[coco]"')
+    found = False
+    for split in ('val', 'test'):
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if evaluator['type'] in ('CocoMetric', 'mmdet.CocoMetric'):
+                evaluator['type'], found = 'mmdet.FasterCocoMetric', True
+    if not found or METRICS.get('mmdet.FasterCocoMetric') is None:
+        raise UsageError("--fast-eval: the config does not evaluate with mmdet's CocoMetric, or mmdet is too old.")
 
 
 def add_tensorboard(cfg: Config) -> None:

@@ -155,7 +155,12 @@ def _as_list(value: Any) -> list:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _metric_names(evaluator: dict) -> set[str]:
+def metric_names(evaluator: dict) -> set[str]:
+    """Return the names that ``CocoMetric`` or ``IoUMetric`` gives to its values, and nothing for other metrics.
+
+    Raises:
+        UsageError: If ``IoUMetric`` is asked for a metric that it does not have.
+    """
     kind, prefix = str(evaluator.get('type')).rpartition('.')[2], evaluator.get('prefix')
     if kind == 'IoUMetric':
         metrics = _as_list(evaluator.get('iou_metrics', 'mIoU'))
@@ -186,7 +191,7 @@ def check_schedule(cfg: Config) -> None:
         raise UsageError(f'randomness.seed must be an integer from 0 to 2**32 - 1, got {seed!r}.')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     best, evaluator = hook.get('save_best'), cfg.get('val_evaluator')
-    names = _metric_names(evaluator) if isinstance(evaluator, dict) else set()
+    names = metric_names(evaluator) if isinstance(evaluator, dict) else set()
     for name in [best] if isinstance(best, str) else best or ():
         if names and name not in names | {'auto'}:
             near = sorted(known for known in names if known.startswith(name))

@@ -18,6 +18,7 @@ from .rewrite import (
     replace_backbone,
     use_image_statistics,
 )
+from .safety import add_safety
 from .source import check_structure, framework_of, read_config, type_name
 from .trial import try_out
 
@@ -33,6 +34,7 @@ def plug(
     drop_path_rate: float | None = None,
     norm_eval: bool = True,
     frozen_stages: int = -1,
+    safe: bool = False,
     verify: bool = True,
 ) -> Config:
     """Return a copy of a config of mmdet or mmseg with CAS-ViT as its backbone, and necks and heads that fit it.
@@ -55,6 +57,8 @@ def plug(
         norm_eval: Keep the backbone's BatchNorms in eval mode, as in the published recipes. Use False to train from
             random weights.
         frozen_stages: As in :class:`mmcasvit.CASViT`.
+        safe: Add what our recipes have, see :func:`~mmcasvit.plugin.safety.add_safety`. Without it, what is missing is
+            logged.
         verify: Try the result, see :func:`mmcasvit.plugin.try_out`. This also loads ``pretrained``.
 
     Raises:
@@ -69,6 +73,7 @@ def plug(
         drop_path_rate=drop_path_rate,
         norm_eval=norm_eval,
         frozen_stages=frozen_stages,
+        safe=safe,
         verify=verify,
     )
     print_log('\n  '.join(['CAS-ViT plugged in:', *notes]), logger='current')
@@ -83,6 +88,7 @@ def plug_with_notes(
     drop_path_rate: float | None = None,
     norm_eval: bool = True,
     frozen_stages: int = -1,
+    safe: bool = False,
     verify: bool = True,
 ) -> tuple[Config, list[str]]:
     """Return the result of :func:`plug` and the list of changes, without logging them."""
@@ -109,6 +115,9 @@ def plug_with_notes(
     use_image_statistics(new, notes)
     remove_old_weights_and_imports(old, new, notes)
     adapt_optimizer(new, notes)
+    missing = add_safety(new if safe else copy.deepcopy(new))
+    if missing:
+        notes.append(f'added: {", ".join(missing)}' if safe else f'missing: {", ".join(missing)}. --safe adds them')
     if pretrained is None and norm_eval:
         notes.append(
             'no weights given: pass pretrained=, or --pretrained to tools/train.py. To train from random weights, set '

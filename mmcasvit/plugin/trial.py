@@ -86,7 +86,7 @@ def try_out(cfg: Config, sizes: Sequence[int] = (96, 320), seed: int = 0) -> Tri
 
 def _try_out(cfg: Config, size: int, seed: int) -> Trial:
     trial, stage = Trial(size, sum(count_parameters(cfg).values())), 'build'
-    with isolated_registry(framework_of(cfg)) as models, _simulated_run():
+    with isolated_registry(framework_of(cfg)) as models, simulated_run():
         torch.manual_seed(seed)
         try:
             model = revert_sync_batchnorm(models.build(_trial_model(cfg, size)))
@@ -118,7 +118,7 @@ def _try_out(cfg: Config, size: int, seed: int) -> Trial:
 
 
 @contextmanager
-def _simulated_run() -> Iterator[None]:
+def simulated_run() -> Iterator[None]:
     """Set the progress that a runner reports, since some losses depend on it."""
     info = MessageHub.get_current_instance().runtime_info
     kept = dict(info)

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555', '#000000')
 _MAX_ANNOTATED = 16  # number of classes up to which the cells of a confusion matrix show their values
+_MAX_DIFFERENCES = 40  # classes, of which the lowest and the highest differences are drawn
 # Not pyplot, since the process that writes a report may have windows and settings of its own.
 _styled = rc_context(
     {
@@ -190,4 +191,29 @@ def plot_phases(runs: Mapping[str, Mapping[str, int]]) -> bytes:
     axes.set_xlabel(unit)
     axes.grid(axis='x')
     figure.legend(loc='outside upper left', ncols=5, fontsize=8)
+    return _png(figure)
+
+
+@_styled
+def plot_differences(differences: Mapping[str, tuple[float, float, float]]) -> bytes:
+    """Plot differences with their intervals, those that exclude zero in color.
+
+    Args:
+        differences: Value, lower and upper end of each difference, from the lowest to the highest.
+    """
+    names = list(differences)
+    if len(names) > _MAX_DIFFERENCES:
+        names = names[: _MAX_DIFFERENCES // 2] + names[-_MAX_DIFFERENCES // 2 :]
+    figure = Figure(figsize=(7, 0.9 + 0.21 * len(names)))
+    axes = figure.add_subplot()
+    for place, name in enumerate(names):
+        value, low, high = differences[name]
+        color = _COLORS[0] if low > 0 else _COLORS[1] if high < 0 else '#999999'
+        axes.plot([low, high], [place, place], color=color, linewidth=1.5)
+        axes.plot(value, place, 'o', color=color, markersize=4)
+    axes.axvline(0, color='#222222', linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis='x')
+    axes.set_xlabel('difference')
     return _png(figure)

@@ -74,11 +74,12 @@ class ReportHook(Hook):
         if collector is None:
             return
         images, collector.collected = collector.collected, []
-        per_class = {}
+        per_class, matches = {}, {}
         for metric in loop.evaluator.metrics:
             per_class |= getattr(metric, 'per_class', {})
+            matches |= getattr(metric, 'matches', {})
         try:
-            write_record(Path(runner.log_dir, FOLDER), images, collector, metrics or {}, per_class, source)
+            write_record(Path(runner.log_dir, FOLDER), images, collector, metrics or {}, per_class, source, matches)
         except Exception as error:  # a report must not end a training
             runner.logger.exception(f'the evaluation could not be recorded for the report: {error}')
 

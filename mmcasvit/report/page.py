@@ -18,7 +18,7 @@ from .logs import History, Run, at, is_defined, join, last_config, plain_values,
 from .record import FOLDER, read_record
 
 # Names of classes and files and the text of configs and logs are untrusted, so everything is escaped.
-_ENVIRONMENT = Environment(
+ENVIRONMENT = Environment(
     loader=PackageLoader('mmcasvit.report', '.'),
     autoescape=True,
     undefined=StrictUndefined,
@@ -54,7 +54,7 @@ def render_report(work_dir: Path) -> str:
     history = join(runs)
     config = last_config(runs)
     values = plain_values(config)
-    return _ENVIRONMENT.get_template('page.html.jinja').render(
+    return ENVIRONMENT.get_template('page.html.jinja').render(
         title=work_dir.resolve().name,
         work_dir=str(work_dir),
         version=__version__,
@@ -71,7 +71,8 @@ def render_report(work_dir: Path) -> str:
     )
 
 
-def _base64(data: bytes | None) -> str:
+def embedded(data: bytes | None) -> str:
+    """Return data as a page embeds it, in base 64."""
     return base64.b64encode(data).decode() if data else ''
 
 
@@ -161,8 +162,8 @@ def _curves(history: History) -> dict[str, Any]:
         )
         rows.append([name, _text(values[-1]), *map(_text, high), *map(_text, low)])
     return dict(
-        training=_base64(figures.plot_training(history.training, history.resumed)) if history.training else '',
-        validation=_base64(figures.plot_validation(history.validation, history.resumed, history.by_epoch))
+        training=embedded(figures.plot_training(history.training, history.resumed)) if history.training else '',
+        validation=embedded(figures.plot_validation(history.validation, history.resumed, history.by_epoch))
         if history.validation
         else '',
         resumed=history.resumed,
@@ -265,7 +266,7 @@ def _confusion(record: dict[str, Any]) -> dict[str, Any]:
             'detections without an object, the column background holds missed objects.'
         )
     return dict(
-        confusion=_base64(figures.plot_confusion(matrix, names)), confusion_note=note, pairs=pairs, unit=record['unit']
+        confusion=embedded(figures.plot_confusion(matrix, names)), confusion_note=note, pairs=pairs, unit=record['unit']
     )
 
 
@@ -284,7 +285,7 @@ def _images(record: dict[str, Any], folder: Path | None) -> dict[str, Any]:
             )
             examples[kind].append(
                 dict(
-                    data=_base64(file.read_bytes()) if file.is_file() else '',
+                    data=embedded(file.read_bytes()) if file.is_file() else '',
                     caption=f'{Path(entry["path"]).name}: {entry["score"]:.3f} ({errors})',
                 )
             )
@@ -292,7 +293,7 @@ def _images(record: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     scored = count_of(len(record['scores']), 'image')
     scored += f', {left_out} without annotations left out.' if left_out else '.'
     return dict(
-        scores=_base64(figures.plot_scores([score for _, score in record['scores']])),
+        scores=embedded(figures.plot_scores([score for _, score in record['scores']])),
         score=record['score'],
         scored=scored,
         examples=examples,
@@ -316,7 +317,7 @@ def _times(runs: list[Run], history: History) -> dict[str, Any]:
     return dict(
         times=rows,
         time_header=[*phases, 'total'],
-        time_figure=_base64(figures.plot_phases(lasting)),
+        time_figure=embedded(figures.plot_phases(lasting)),
         data_share=f'{100 * history.data_share:.1f} %' if history.data_share is not None else '',
     )
 

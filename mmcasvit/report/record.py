@@ -17,6 +17,8 @@ from matplotlib import rc_context
 from mmengine.evaluator import BaseMetric
 from mmengine.structures import InstanceData, PixelData
 
+from .images import FILE as IMAGES
+from .images import compress_labels, matches_kept, write_images
 from .scores import boxes_of, confusion_matrix, iou_per_class, rank, score_boxes, score_label_map
 
 # The folder of a record next to the log of its run, and its file.
@@ -50,10 +52,35 @@ class ImageCollector(BaseMetric):
             elif 'gt_instances' in sample and 'pred_instances' in sample:
                 found = score_boxes(sample, classes, self.score_thr, self.iou_thr)
             # Every sample leaves an entry, since mmengine counts them to remove the padding of distributed runs.
-            entry = dict(found or dict(score=None), path=str(sample.get('img_path')))
+            entry = dict(found or dict(score=None), path=str(sample.get('img_path')), img_id=sample.get('img_id'))
+            if found is not None:
+                entry |= self._single_image(sample, classes)
             self.results.append(entry)
             if found is not None:
                 self._keep(entry, sample)
+
+    def _single_image(self, sample: dict[str, Any], classes: int) -> dict[str, Any]:
+        """Return what :func:`.images.write_images` writes of an image."""
+        if 'pred_sem_seg' in sample:
+            truth, found = (
+                sample[name]['data'].squeeze(0).cpu().numpy().astype(np.int32)
+                for name in ('gt_sem_seg', 'pred_sem_seg')
+            )
+            truth = np.where((truth >= 0) & (truth < classes) & (truth != self.ignore_index), truth, -1)
+            valid = truth >= 0
+            areas = [
+                np.bincount(part, minlength=classes)[:classes]
+                for part in (truth[valid & (truth == found)], found[valid], truth[valid])
+            ]
+            maps = dict(truth_map=compress_labels(truth), found_map=compress_labels(found))
+            return dict(maps, areas=np.stack(areas, axis=1))
+        rows = {}
+        for name, key in (('truth', 'gt_instances'), ('found', 'pred_instances')):
+            part = sample[key]
+            scores = part['scores'].cpu() if 'scores' in part else torch.ones(len(part['labels']))
+            columns = torch.cat([boxes_of(part), part['labels'].cpu()[:, None], scores[:, None]], dim=1)
+            rows[f'{name}_boxes'] = columns[scores >= self.score_thr].float().numpy()
+        return rows
 
     def _keep(self, entry: dict[str, Any], sample: dict[str, Any]) -> None:
         """Keep the data for drawing an image if it is among the best or worst so far."""
@@ -91,7 +118,9 @@ class ImageCollector(BaseMetric):
 
 
 def watch_classes(metric: BaseMetric) -> None:
-    """Make a ``CocoMetric`` keep the AP of each class, for boxes and masks, in ``metric.per_class``.
+    """Make a ``CocoMetric`` keep the AP of each class, for boxes and masks, and the matches of each image.
+
+    They are in ``metric.per_class`` and ``metric.matches``.
 
     Its own option ``classwise`` would add them to the metrics, where those of masks overwrite those of boxes.
     """
@@ -99,11 +128,12 @@ def watch_classes(metric: BaseMetric) -> None:
 
     @functools.wraps(compute)
     def compute_each(results: list) -> dict:
-        metric.per_class, metrics = {}, {}
+        metric.per_class, metric.matches, metrics = {}, {}, {}
         try:
             for kind in kinds:
                 metric.metrics, metric.classwise = [kind], kind in ('bbox', 'segm')
-                found = compute(results)
+                with matches_kept(metric):
+                    found = compute(results)
                 names = [f'{name}_precision' for name in metric.dataset_meta['classes']]
                 if metric.classwise and all(name in found for name in names):
                     metric.per_class[dict(bbox='box AP', segm='mask AP')[kind]] = [float(found[name]) for name in names]
@@ -122,8 +152,9 @@ def write_record(
     metrics: dict[str, float],
     per_class: dict[str, list[float]],
     source: str,
+    matches: dict[str, dict] | None = None,
 ) -> None:
-    """Write ``record.json`` and the drawn images.
+    """Write ``record.json``, ``images.npz`` and the drawn images.
 
     Args:
         folder: Folder to write, which replaces an existing one.
@@ -132,6 +163,7 @@ def write_record(
         metrics: Metrics of the whole dataset.
         per_class: For each metric, its value for each class.
         source: Description of what was evaluated.
+        matches: For ``'bbox'`` and ``'segm'``, the result of :func:`.images.coco_matches`.
     """
     meta = collector.dataset_meta
     classes = [str(name) for name in meta['classes']]
@@ -166,10 +198,11 @@ def write_record(
         record['pictures'][kind] = []
         for place, image in enumerate(entries, 1):
             file = f'{kind}-{place}.jpg'
-            _draw(image, meta, folder / file)
+            draw(image, meta, folder / file)
             record['pictures'][kind].append(
                 dict(file=file, **{key: image[key] for key in ('path', 'score', 'errors', 'objects')})
             )
+    write_images(folder / IMAGES, images, meta, collector.score_thr, matches or {})
     (folder / FILE).write_text(json.dumps(record))
 
 
@@ -191,7 +224,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 @rc_context({'text.parse_math': False})  # class names are not formulas
-def _draw(image: dict[str, Any], meta: dict[str, Any], file: Path) -> None:
+def draw(image: dict[str, Any], meta: dict[str, Any], file: Path) -> None:
     """Draw ground truth on the left and prediction on the right with the visualizer of mmdet or mmseg."""
     import mmcv
 

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmcasvit.plugin import try_out
 from mmcasvit.plugin.core import plug_with_notes
 from mmcasvit.plugin.dump import config_text, overrides, without_scopes
+from mmcasvit.plugin.safety import add_safety
 
 LAZY = """
 from mmdet.models import FCOS, FPN, DetDataPreprocessor, FCOSHead, ResNet
@@ -135,3 +136,57 @@ def test_table_shows_what_works_and_exits_with_1_on_failures(run_main, run_tool,
     assert broken[4].startswith('TrialError: FCOS with mmcasvit.CASViT fails in a training step')
     assert refused[3].startswith('PlugError: ByteTrack wraps another model')
     assert '2 of 2 configs failed' in printed.err
+
+
+def test_safe_adds_what_the_recipes_have_and_nothing_twice(run_main, tmp_path):
+    arguments = [FCOS, '--arch', 'xs', '--no-verify']
+    status, printed = run_main(*arguments, '--out', 'plain.py')
+    line = next(line for line in printed.out.splitlines() if 'missing: ' in line)
+    assert (status, line.endswith('. --safe adds them')) == (0, True)
+    status, printed = run_main(*arguments, '--out', 'safe.py', '--safe')
+    assert line.replace('missing', 'added').removesuffix('. --safe adds them') in printed.out.splitlines()
+    cfg = Config.fromfile(tmp_path / 'safe.py')
+    hook = cfg.default_hooks.checkpoint
+    assert (hook.type, hook.interval, hook.save_best) == ('mmcasvit.CheckpointHook', 1, 'coco/bbox_mAP')
+    assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs) == ('mmcasvit.ResumableEpochLoop', 12)
+    first, second, *_ = cfg.train_dataloader.dataset.pipeline
+    assert [step.type for step in first.transforms] == ['LoadImageFromFile', 'LoadAnnotations']
+    assert (first.type, second.type) == ('mmcasvit.SkipUnreadable', 'Resize')
+    assert add_safety(cfg) == []
+    _, printed = run_main('safe.py', '--arch', 's', '--out', 'again.py', '--no-verify')
+    assert 'missing' not in printed.out
+
+
+@pytest.mark.parametrize(
+    'changes, found',
+    [
+        (dict(train_cfg=dict(by_epoch=False, max_iters=5)), dict(type='mmcasvit.ResumableIterLoop', max_iters=5)),
+        (dict(train_cfg=dict(type='TeacherLoop')), dict(type='TeacherLoop')),
+    ],
+)
+def test_loops_of_any_form_are_replaced_and_unknown_ones_left(changes, found):
+    cfg = Config(changes)
+    assert ('exact resume' in add_safety(cfg)) == (found['type'] != 'TeacherLoop')
+    assert cfg.train_cfg == found
+
+
+def test_pipelines_inside_wrappers_and_hooks_skip_unreadable_images():
+    def pipeline():
+        return [dict(type='LoadImageFromFile'), dict(type='mmdet.LoadAnnotations', with_bbox=True), dict(type='Mosaic')]
+
+    cfg = Config(
+        dict(
+            val_evaluator=[dict(type='VOCMetric')],
+            train_dataloader=dict(
+                dataset=dict(
+                    dataset=dict(datasets=[dict(pipeline=pipeline()), dict(pipeline=[dict(type='LoadFromArray')])])
+                )
+            ),
+            custom_hooks=[dict(type='PipelineSwitchHook', switch_pipeline=pipeline())],
+        )
+    )
+    assert 'save_best (auto)' in add_safety(cfg)
+    first, second = cfg.train_dataloader.dataset.dataset.datasets
+    wrapped = [dict(type='mmcasvit.SkipUnreadable', transforms=pipeline()[:2]), dict(type='Mosaic')]
+    assert first.pipeline == cfg.custom_hooks[0].switch_pipeline == wrapped
+    assert second.pipeline == [dict(type='LoadFromArray')]
