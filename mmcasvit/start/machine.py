@@ -1,0 +1,129 @@
+"""What a training step needs on this machine: measured on a few of the images themselves."""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from mmcasvit.apis.options import has_accelerator
+from mmcasvit.datasets.config import leaf_datasets
+from mmcasvit.datasets.sources import read_data_as_data
+from mmcasvit.utils.errors import UsageError
+
+# Beside what the backward pass keeps, a step holds gradients of maps and scratch space.
+_SLACK = 1.5
+_IMAGES = 2
+
+
+@dataclass
+class Machine:
+    """This machine, and what a training step takes there.
+
+    Attributes:
+        accelerated: Whether it has a GPU or another accelerator.
+        workers: Processes that load images.
+        free: Free memory in bytes, of the accelerator if there is one.
+        weights: Bytes of weights, gradients, and the two moments of AdamW.
+        per_image: Bytes that a step keeps for each image.
+        seconds_per_image: Seconds of a step for each image.
+    """
+
+    accelerated: bool
+    workers: int
+    free: int
+    weights: int = 0
+    per_image: int = 0
+    seconds_per_image: float = 0
+
+    def largest_batch(self, wanted: int) -> int:
+        """Return the largest batch that fits, up to the one that is wanted."""
+        room = 0.8 * self.free - self.weights
+        return max(1, min(wanted, int(room / (_SLACK * self.per_image)))) if self.per_image else wanted
+
+    def describe(self, batch: int) -> str:
+        """Return how much memory a batch needs, in words."""
+        if not self.per_image:
+            return f'{batch} images a step.'
+        needed = self.weights + _SLACK * self.per_image * batch
+        return (
+            f'{batch} images a step need about {needed / 2**30:.1f} GiB (measured: {self.per_image / 2**20:.0f} MiB an '
+            f'image and {self.weights / 2**20:.0f} MiB for the weights), of {self.free / 2**30:.1f} GiB that are free.'
+        )
+
+
+def _free_memory() -> int:
+    """Return how many bytes this process may still take."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES')
+    for line in Path('/proc/meminfo').read_text().splitlines() if Path('/proc/meminfo').is_file() else ():
+        if line.startswith('MemAvailable:'):
+            free = int(line.split()[1]) * 1024
+    limit, used = (Path('/sys/fs/cgroup', name) for name in ('memory.max', 'memory.current'))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def this_machine() -> Machine:
+    """Return what is known about this machine without a measurement."""
+    cores, accelerated = len(os.sched_getaffinity(0)), has_accelerator()
+    return Machine(accelerated, min(8, cores) if accelerated else max(1, min(2, cores // 2)), _free_memory())
+
+
+def measure(cfg: Config, machine: Machine) -> None:
+    """Take training steps with a few images of the data, and note their time and memory.
+
+    Args:
+        cfg: Complete config.
+        machine: Where the result is noted.
+
+    Raises:
+        UsageError: If the step fails, or its loss is NaN or infinite.
+    """
+    init_default_scope(cfg.default_scope)
+    read_data_as_data()
+    leaf = next(leaf_datasets(cfg.train_dataloader.dataset)).copy()
+    leaf['indices'] = 4 * _IMAGES
+    dataset = DATASETS.build(leaf)
+    samples = [sample for number in range(min(len(dataset), 2 * _IMAGES)) if (sample := dataset[number])]
+    if not samples:
+        raise UsageError('no training image could be read.')
+    samples = (samples * _IMAGES)[:_IMAGES]
+    settings = cfg.model.copy()
+    settings.backbone.pop('init_cfg', None)
+    model = MODELS.build(settings)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = revert_sync_batchnorm(model).to(device).train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    machine.weights = 4 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    times = []
+    for _ in range(3):
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, kept=kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        start = time.perf_counter()
+        data = model.data_preprocessor(pseudo_collate(samples), True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss, _ = model.parse_losses(model(**data, mode='loss'))
+        loss.backward()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if not math.isfinite(loss.item()):
+            raise UsageError(f'the loss of the first step is {loss.item()}. Look at the labels: tools/check_dataset.py.')
+        model.zero_grad(set_to_none=True)
+        machine.per_image = max(machine.per_image, sum(kept.values()) // _IMAGES)
+    machine.seconds_per_image = min(times) / _IMAGES

@@ -1,0 +1,219 @@
+"""The way from a folder to a checked config, and to a trained model."""
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmcasvit.apis.config import load_config, root
+from mmcasvit.apis.quickstart import run_tool
+from mmcasvit.archs import ARCHS
+from mmcasvit.datasets.checks.annotations import check_annotations
+from mmcasvit.datasets.checks.files import check_files
+from mmcasvit.datasets.checks.fixed_files import fix_coco, fix_names
+from mmcasvit.datasets.checks.listing import load_datasets
+from mmcasvit.datasets.checks.problems import CheckedDataset
+from mmcasvit.datasets.checks.report import as_text
+from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.tables import count_of
+from mmcasvit.utils.text import shorten
+
+from .config import METRICS, NAMES, base_of, is_edited, save_config, write_config
+from .machine import measure, this_machine
+from .prepare import Data, Options, prepare, write_json, write_text
+from .recipe import MODELS, Choices, choose_schedule, choose_shape
+
+# Problems that cost nothing but the objects themselves: the frameworks leave these out, or clip them.
+_HARMLESS = ('box_outside', 'empty_box', 'mask_without_image')
+
+
+@dataclass
+class Started:
+    """Config that was written, and what it is for.
+
+    Attributes:
+        config: Path of the config.
+        out: Folder of the results.
+        data: Datasets that it uses.
+        text: What was found and chosen, in lines.
+    """
+
+    config: Path
+    out: Path
+    data: Data
+    text: str
+
+    def commands(self) -> list[list[str]]:
+        """Return the arguments of the next three commands: train, evaluate, and predict."""
+        best = str(self.out / 'train' / 'best_*.pth')
+        config = str(self.config)
+        return [
+            ['train.py', config, '--resume', 'auto'],
+            ['test.py', config, best, '--work-dir', str(self.out / 'test'), '--show-dir', str(self.out / 'predictions')],
+            ['infer.py', 'IMAGE_OR_FOLDER', config, best, '--out-dir', str(self.out / 'outputs')],
+        ]
+
+    def describe_commands(self) -> str:
+        """Return the next three commands as one types them."""
+        tools = root() / 'tools'
+        tools = tools.relative_to(Path.cwd()) if tools.is_relative_to(Path.cwd()) else tools
+        return '\n'.join(
+            '  python '
+            # A star within quotes would not be expanded.
+            + ' '.join(shlex.quote(part).replace("*.pth'", "'*.pth") if '*' in part and "'" in shlex.quote(part)
+                       and ' ' in part else part if '*' in part else shlex.quote(part)
+                       for part in (str(tools / tool), *arguments))
+            for tool, *arguments in self.commands()
+        )
+
+
+def check_choices(choices: Choices, task: str = '') -> None:
+    """Check that a model fits the task, and that the base config exists.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if choices.arch not in ARCHS or (choices.model in ('retinanet', 'mask-rcnn') and choices.arch == 'l'):
+        raise UsageError(f'--arch {choices.arch}: valid are xs, s, m, and t.')
+    if task and choices.model not in MODELS[task]:
+        tasks = [name for name, models in MODELS.items() if choices.model in models]
+        raise UsageError(
+            f'--model {choices.model} is for {" and ".join(tasks)}, and these labels are for {task}. Models for {task}: '
+            f'{", ".join(MODELS[task])}.'
+        )
+
+
+def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool, force: bool, workers: int) -> Started:
+    """Look at a folder of data, check it, and write a config for it.
+
+    Args:
+        folder: Folder of the data, in which nothing is changed.
+        out: Folder for the config, converted files, and results.
+        options: What the user said about the data.
+        choices: What the user chose. An empty model stands for the default one of the task.
+        fix: Leave out what is at fault instead of stopping.
+        force: Overwrite a config that was edited.
+        workers: Number of processes that read images.
+
+    Raises:
+        UsageError: If the data cannot be used, or it is unclear how, or the config was edited.
+    """
+    data = prepare(folder, out, options)
+    choices.model = choices.model or MODELS[data.task][0]
+    check_choices(choices, data.task)
+    config = out / f'{choices.model}_casvit-{choices.arch}_{_plain(data.root.name)}.py'
+    if config.exists() and not force and is_edited(config):
+        raise UsageError(f'{config} was edited. Use --force to write over it, or another --out-dir.')
+    lines = [_found(data), *(f'  {note}' for note in data.notes)]
+    machine = this_machine()
+    recipe = choose_shape(data, choices, machine)
+    choose_schedule(data, choices, machine, recipe)
+    for attempt in range(2):
+        cfg = _load(write_config(data, choices, recipe, out))
+        datasets = check(cfg, workers)
+        stopping = [d for d in datasets if any(problem.kind not in _HARMLESS for problem in d.problems)]
+        if not stopping:
+            break
+        report = as_text(datasets, 5)
+        if not fix or attempt:
+            raise UsageError(
+                f'the data have faults that would spoil the training.\n{report}\nMend them, or leave out the images and '
+                'objects at fault with the same command and --fix. Nothing in the folder of the data is changed.'
+            )
+        lines.append(report)
+        for found in stopping:
+            lines.append(f'  {_leave_out(data, found, out)}')
+    harmless = sum(len(d.problems) for d in datasets)
+    lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
+    measure(cfg, machine)
+    choose_schedule(data, choices, machine, recipe)
+    save_config(config, write_config(data, choices, recipe, out), force)
+    load_config(str(config))
+    why = recipe.why
+    lines += [
+        f'{NAMES[choices.model]} with CAS-ViT {choices.arch}, at {recipe.size} pixels: {why["size"]}',
+        f'{why["batch"]}',
+        f'{why["schedule"]}',
+        *([why['small']] if 'small' in why else []),
+    ]
+    if choices.pretrained is None:
+        lines.append(
+            f'The backbone starts from random weights. With ImageNet weights it learns more from few images: '
+            f'--pretrained {choices.arch}'
+        )
+    lines.append(f'config: {config}, on top of {base_of(choices)}')
+    return Started(config, out, data, '\n'.join(lines))
+
+
+def _plain(name: str) -> str:
+    return ''.join(letter if letter.isalnum() or letter in '-_' else '-' for letter in name) or 'data'
+
+
+def _found(data: Data) -> str:
+    counts = ', '.join(f'{split} {count}' for split, count in data.counts.items())
+    text = f'{data.root}: {data.layout}, task {data.task}, {count_of(len(data.classes), "classe")} '
+    text += f'({shorten(data.classes, 12)}), images: {counts}'
+    if data.written:
+        text += f'. Converted, and written to {data.written}'
+    return text
+
+
+def _load(text: str) -> Config:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'config.py')
+        file.write_text(text, encoding='utf-8')
+        return load_config(str(file))
+
+
+def check(cfg: Config, workers: int) -> list[CheckedDataset]:
+    """Check the datasets of a config, as ``tools/check_dataset.py`` does."""
+    datasets = load_datasets(cfg, ['train', 'val', 'test'])
+    for data in datasets:
+        check_annotations(data)
+    check_files(datasets, workers)
+    return datasets
+
+
+def _leave_out(data: Data, found: CheckedDataset, out: Path) -> str:
+    """Write a list or an annotation file without what is at fault, and make the dataset use it."""
+    settings = data.splits[found.split]
+    if found.reads == 'coco':
+        content, done = fix_coco(found)
+        target = out / 'data' / f'{data.task}_{found.split}.fixed.json'
+        write_json(target, content)
+        count = len(content['images'])
+    else:
+        names, done = fix_names(found)
+        target = out / 'data' / f'{found.split}.fixed.txt'
+        write_text(target, ''.join(f'{name}\n' for name in names))
+        count = len(names)
+    if not count:
+        raise UsageError(f'no image of the {found.split} split is left without faults.')
+    settings['ann_file'], data.counts[found.split] = str(target.absolute()), count
+    return f'{found.split}: {"; ".join(done)}'
+
+
+def train(started: Started, arguments: Sequence[str] = ()) -> str:
+    """Run the training, the evaluation of its best checkpoint, and draw predictions.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        UsageError: If a step fails.
+    """
+    (_, config, *resume), evaluation, _ = started.commands()
+    run_tool('train.py', config, *resume, *arguments)
+    best = sorted((started.out / 'train').glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    if not best:
+        raise UsageError(
+            f'no evaluation found a {METRICS[started.data.task]} above 0: {started.out / "train"} has no best checkpoint.'
+        )
+    run_tool(evaluation[0], config, best[-1], *evaluation[3:])
+    return (
+        f'best checkpoint: {best[-1]}\nreport: {started.out / "train" / "report.html"}\n'
+        f'predictions, next to the labels: {started.out / "predictions"}'
+    )
