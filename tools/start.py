@@ -39,11 +39,18 @@ def parse_args():
         '--pretrained', metavar='FILE|NAME', help='ImageNet weights for the backbone, as of tools/train.py, such as xs'
     )
     parser.add_argument('--out-dir', type=Path, help='folder for the results (default: work_dirs/start/DATA)')
-    parser.add_argument('--train', action='store_true', help='train, evaluate the best checkpoint, draw its predictions')
-    parser.add_argument('--layout', choices=LAYOUTS, default='', help='which labels to read, if there are several kinds')
+    parser.add_argument(
+        '--train', action='store_true', help='train, evaluate the best checkpoint, draw its predictions'
+    )
+    parser.add_argument(
+        '--layout', choices=LAYOUTS, default='', help='which labels to read, if there are several kinds'
+    )
     parser.add_argument('--classes', nargs='+', default=[], metavar='NAME', help='names of the classes, in order')
     parser.add_argument(
-        '--zero', choices=['background', 'class', 'ignore'], default='', help='what 0 in masks means, if that is unclear'
+        '--zero',
+        choices=['background', 'class', 'ignore'],
+        default='',
+        help='what 0 in masks means, if that is unclear',
     )
     parser.add_argument(
         '--unlabeled',
@@ -85,9 +92,7 @@ def main():
     out = args.out_dir or Path('work_dirs/start', args.data.resolve().name)
     out = out.absolute()
     check_writable(out)
-    options = Options(
-        args.task, args.layout, args.classes, args.zero, args.unlabeled, args.val_share, args.seed
-    )
+    options = Options(args.task, args.layout, args.classes, args.zero, args.unlabeled, args.val_share, args.seed)
     choices = Choices(args.model, args.arch, args.size, args.batch, args.epochs, args.minutes, args.pretrained)
     started = start(args.data, out, options, choices, args.fix, args.force, args.workers)
     print(started.text)

@@ -183,3 +183,9 @@ def default_of(kind: type, argument: str) -> str:
         if parameter is not None:
             return parameter.default
     return ''
+
+
+def suffix_of(dataset: ConfigDict, kind: type, argument: str) -> str:
+    """Return the suffix of the images or masks of a segmentation dataset, which may be ``''`` if a list has it."""
+    suffix = dataset.get(argument)
+    return default_of(kind, argument) if suffix is None else suffix

@@ -1,4 +1,4 @@
-"""Readers of labels with boxes or outlines: COCO, Pascal VOC, YOLO, LabelMe, and CSV, all as the content of COCO files."""
+"""Readers of labels with boxes or outlines: COCO, Pascal VOC, YOLO, LabelMe, and CSV. All become COCO files."""
 
 import base64
 import csv
@@ -384,7 +384,7 @@ def _yolo_settings(files: Files) -> tuple[dict, Path]:
         try:
             content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UsageError(f'{file} cannot be read as YAML: {error}') from error
+            raise UsageError(f'{file} cannot be read as YAML: {" ".join(str(error).split())}') from error
         if isinstance(content, dict) and 'names' in content:
             return content, file
     return {}, files.root / 'data.yaml'
@@ -434,7 +434,9 @@ def _yolo_splits(files: Files, paths: list[Path], settings: dict, file: Path) ->
     for split in ('train', 'val', 'test'):
         entries = settings.get(split) or (settings.get('valid') if split == 'val' else None) or []
         named[split] = {
-            path for entry in ([entries] if isinstance(entries, str) else entries) for path in _under(files, entry, file)
+            path
+            for entry in ([entries] if isinstance(entries, str) else entries)
+            for path in _under(files, entry, file)
         }
     if not named['train'] or named['train'] == named['val'] or not named['val'] | named['test']:
         return splits

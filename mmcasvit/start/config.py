@@ -30,6 +30,9 @@ NAMES = {
 # What is compared to keep the best checkpoint, by task.
 METRICS = dict(detect='coco/bbox_mAP', instances='coco/segm_mAP', semantic='mIoU')
 _MARK = '# As written: '
+_AUGMENTATION = (
+    '# Mild augmentation: other sizes, colors and mirror images, which keep few images from being learned by heart.'
+)
 
 
 def _comment(text: str) -> str:
@@ -146,7 +149,9 @@ def _backbone(choices: Choices) -> tuple[dict[str, Any], str]:
 
 
 def _optimizer(choices: Choices, recipe: Recipe) -> str:
-    reason = f'AdamW with a learning rate for {recipe.batch} images a step; gradients are clipped, since few images a step '
+    reason = (
+        f'AdamW with a learning rate for {recipe.batch} images a step; gradients are clipped, since few images a step '
+    )
     reason += 'make some of them large.'
     wrapper: dict[str, Any] = dict(
         optimizer=dict(lr=recipe.learning_rate, weight_decay=0.05), clip_grad=dict(max_norm=10)
@@ -198,7 +203,7 @@ def _detector(data: Data, choices: Choices, recipe: Recipe, out: Path) -> list[s
     pipelines = f"""\
 {_comment('Image size: ' + why['size'])}
 scale = ({side}, {side})
-{_comment('Mild augmentation: other sizes, colors and mirror images, which keep few images from being learned by heart.')}
+{_AUGMENTATION}
 train_pipeline = [
     dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile'), {load}]),
     dict(type='RandomResize', scale=scale, ratio_range=(0.8, 1.25), keep_ratio=True),
@@ -225,22 +230,17 @@ tta_pipeline = [
     train = _dataset(data, 'train', dict(filter_cfg=dict(filter_empty_gt=False, min_size=32)), 'train_pipeline')
     reasons = [f'Batch: {why["batch"]}']
     if times > 1:
-        reasons.append(
-            f'An epoch repeats the images {times} times, so that evaluations and checkpoints stay rare.'
-        )
+        reasons.append(f'An epoch repeats the images {times} times, so that evaluations and checkpoints stay rare.')
         train = dict(_delete_=True, type='RepeatDataset', times=times, dataset=dict(type='CocoDataset', **train))
     loaders = [_comment(reason) for reason in reasons]
     loaders.append(
-        'train_dataloader = '
-        + _call(dict(batch_size=recipe.batch, num_workers=recipe.workers, dataset=train))
+        'train_dataloader = ' + _call(dict(batch_size=recipe.batch, num_workers=recipe.workers, dataset=train))
     )
     loaders.append(
         'val_dataloader = '
         + _call(
             dict(
-                batch_size=recipe.batch,
-                num_workers=recipe.workers,
-                dataset=_dataset(data, 'val', {}, 'test_pipeline'),
+                batch_size=recipe.batch, num_workers=recipe.workers, dataset=_dataset(data, 'val', {}, 'test_pipeline')
             )
         )
     )
@@ -268,9 +268,9 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end={epochs}, T_max={epochs}, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size={recipe.batch})"""
-    model = dict(
-        retinanet=_retinanet, rtmdet=_rtmdet, **{'mask-rcnn': _mask_rcnn}
-    )[choices.model](data, choices, recipe)
+    model = dict(retinanet=_retinanet, rtmdet=_rtmdet, **{'mask-rcnn': _mask_rcnn})[choices.model](
+        data, choices, recipe
+    )
     return [
         pipelines,
         model,
@@ -350,13 +350,11 @@ def _mask_rcnn(data: Data, choices: Choices, recipe: Recipe) -> str:
         for extractor in extractors.values():
             extractor['out_channels'] = width
         reasons.append('Fewer proposals than for COCO, since these images hold fewer objects.')
-        entries['train_cfg'] = dict(
-            rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))
-        )
+        entries['train_cfg'] = dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64)))
         entries['test_cfg'] = dict(rpn=dict(nms_pre=500, max_per_img=200))
     reasons.append(
         f'Anchors: {recipe.why["objects"]} The smallest anchor is {4 * recipe.scale:g} pixels wide. Objects up to '
-        f'{2 * recipe.finest} pixels use the finest level, and larger ones the coarser levels, so that all stages learn.'
+        f'{2 * recipe.finest} pixels use the finest level, larger ones the coarser levels, so that all stages learn.'
     )
     if 'small' in recipe.why:
         reasons.append(recipe.why['small'])
@@ -371,9 +369,7 @@ def _rtmdet(data: Data, choices: Choices, recipe: Recipe) -> str:
     backbone['arch'] = choices.arch
     width = recipe.width or 128
     norm = _norm(recipe)
-    head: dict[str, Any] = dict(
-        num_classes=len(data.classes), in_channels=width, feat_channels=width, norm_cfg=norm
-    )
+    head: dict[str, Any] = dict(num_classes=len(data.classes), in_channels=width, feat_channels=width, norm_cfg=norm)
     if data.task == 'instances':
         head |= dict(
             type='RTMDetInsSepBNHead', loss_mask=dict(type='DiceLoss', loss_weight=2.0, eps=5e-6, reduction='mean')
@@ -396,7 +392,7 @@ def _segmentor(data: Data, choices: Choices, recipe: Recipe, out: Path) -> list[
 scale = ({side}, {side})
 crop_size = {recipe.crop}  # height and width, the same for all images of a step
 {_comment(f'In the masks, {meaning}; {255} is not labeled.')}
-{_comment('Mild augmentation: other sizes, colors and mirror images, which keep few images from being learned by heart.')}
+{_AUGMENTATION}
 train_pipeline = [
     dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile'), {load}]),
     dict(type='RandomResize', scale=scale, ratio_range=(0.8, 1.25), keep_ratio=True),
@@ -417,7 +413,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=({side} * part // 4, {side} * part // 4), keep_ratio=True) for part in (3, 4, 5)],
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in {_whole_sides(side)}],
             *_base_.tta_pipeline[1].transforms[1:3],
             [{load}],
             [dict(type='PackSegInputs')],
@@ -462,6 +458,10 @@ auto_scale_lr = dict(base_batch_size={recipe.batch})"""
         _optimizer(choices, recipe),
         _hooks(data, recipe, False, interval, out),
     ]
+
+
+def _whole_sides(side: int) -> tuple[int, ...]:
+    return tuple(round(side * part / 128) * 32 for part in (3, 4, 5))
 
 
 def _segmentor_model(data: Data, choices: Choices, recipe: Recipe) -> str:

@@ -78,21 +78,22 @@ class Files:
         # The more of the folders agree, the better.
         for count in range(len(parts), 0, -1):
             if fitting := [path for path in found if list(path.parts[-count:]) == parts[-count:]]:
-                return self._nearest(fitting, label, split)
+                return self.nearest(fitting, label, split)
         return None
 
     def of_label(self, label: Path, split: str | None = None) -> Path | None:
         """Return the image with the stem of a label file."""
-        return self._nearest(self._by_stem.get(label.stem, []), label, split)
+        found = self._by_stem.get(label.stem)
+        return self.nearest(found, label, split) if found else None
 
-    def _nearest(self, found: list[Path], label: Path, split: str | None = None) -> Path | None:
+    def nearest(self, found: list[Path], label: Path, split: str | None = None) -> Path:
         """Return the image whose folders have most in common with those of a label file.
 
         Raises:
             UsageError: If several images fit equally well.
         """
-        if len(found) < 2:
-            return found[0] if found else None
+        if len(found) == 1:
+            return found[0]
         split = self.split(label) if split is None else split
         near = label.parent.relative_to(self.root).parts
 
@@ -194,8 +195,8 @@ def listed_splits(files: Files, labeled: Iterable[Path], prefer: str = '') -> di
         for line in read_lines(file):
             # A line is a name, a path, or a name with columns after it.
             for name in (line, line.split()[0]):
-                if path := by_name.get(re.split(r'[/\\]', name)[-1]):
-                    named[path] = split
+                if known := by_name.get(re.split(r'[/\\]', name)[-1]):
+                    named[known] = split
                     break
         if named:
             found[split].append((file.parent.name == prefer, len(named), named))

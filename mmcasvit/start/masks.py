@@ -97,8 +97,7 @@ def find_masks(files: Files) -> Masks | None:
     if not candidates:
         return None
     images = [path for _, paths in others for path in paths]
-    masks = [path for _, paths in candidates for path in paths]
-    return _pair(files, images, masks)
+    return _pair(files, images, [path for _, paths in candidates for path in paths])
 
 
 def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks | None:
@@ -117,7 +116,7 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
     for mask, part in parts.items():
         if part and mask.stem.replace(part, '*', 1) == usual:
             found = by_stem[part]
-            image = files._nearest(found, mask)
+            image = files.nearest(found, mask)
             pairs.append((image, mask, files.split(mask) or files.split(image)))
         else:
             lacking.append(mask)
@@ -254,9 +253,9 @@ def _list_of_names(files: Files) -> list[str] | dict[int, str]:
                     return {int(key): name for key, name in content.items()}
                 if all(isinstance(number, int) for number in content.values()):
                     return {number: str(name) for name, number in content.items()}
-    _, file = _find_names(files)
-    if file and file.suffix.lower() == '.txt':
-        return [line for line in read_lines(file) if not line.startswith('#')]
+    _, table = _find_names(files)
+    if table and table.suffix.lower() == '.txt':
+        return [line for line in read_lines(table) if not line.startswith('#')]
     return []
 
 
@@ -277,16 +276,15 @@ def explain(files: Files, masks: Masks, classes: Sequence[str], zero: str) -> Me
         return _explain_colors(masks, known, file, classes, zero)
     values = sorted(masks.values)
     if values in ([0, IGNORED], [IGNORED]):  # black and white
-        names = list(classes) or ['foreground']
-        names = names if len(names) == 2 else ['background', *names]
-        if zero == 'ignore' or len(names) != 2:
+        pair = list(classes) if len(classes) == 2 else ['background', *(classes or ['foreground'])]
+        if zero == 'ignore' or len(pair) != 2:
             raise UsageError('masks with only 0 and 255 have two classes: --classes BACKGROUND FOREGROUND.')
-        return Meaning(names, {0: 0, IGNORED: 1}, note='the masks are black and white: 255 is the foreground')
+        return Meaning(pair, {0: 0, IGNORED: 1}, note='the masks are black and white: 255 is the foreground')
     used = [value for value in values if value != IGNORED]
-    names = list(classes) or known or _list_of_names(files)
+    names: list[str] | dict[int, str] = list(classes) or known or _list_of_names(files)
     if isinstance(names, dict):
         return _explain_named(used, names, zero)
-    return _explain_listed(used, names, zero)
+    return _explain_listed(files, masks, used, names, zero)
 
 
 def _explain_named(used: list[int], names: dict[int, str], zero: str) -> Meaning:
@@ -311,7 +309,7 @@ def _explain_named(used: list[int], names: dict[int, str], zero: str) -> Meaning
     return Meaning([names[value] for value in kept], {**labels, IGNORED: IGNORED}, reduce_zero, note=note)
 
 
-def _explain_listed(used: list[int], names: list[str], zero: str) -> Meaning:
+def _explain_listed(files: Files, masks: Masks, used: list[int], names: list[str], zero: str) -> Meaning:
     """Explain values whose names come in order, or that have none."""
     top, note = max(used, default=0), ''
     if not names:
@@ -319,7 +317,7 @@ def _explain_listed(used: list[int], names: list[str], zero: str) -> Meaning:
             zero = zero or 'ignore'
             note = '0 is in no mask'
         elif not zero:
-            zero, note = 'class', '0 counts as a class (--zero ignore if it means not labeled)'
+            zero, note = _likely_zero(files, masks)
         first = int(zero == 'ignore')
         names = [f'class_{value}' for value in range(first, top + 1)]
         if zero == 'background':
@@ -348,6 +346,24 @@ def _explain_listed(used: list[int], names: list[str], zero: str) -> Meaning:
     labels = {value: kept.index(value) if value in kept else IGNORED for value in used}
     reduce_zero = first == 1 and not unlabeled
     return Meaning([names[value - first] for value in kept], {**labels, IGNORED: IGNORED}, reduce_zero, note=note)
+
+
+def _likely_zero(files: Files, masks: Masks) -> tuple[str, str]:
+    """Return what 0 means in masks whose values have no names, and why.
+
+    Raises:
+        UsageError: If it is unclear.
+    """
+    folders = {files.relative(mask.parent) for _, mask, _ in masks.pairs}
+    if folders <= {'annotations/training', 'annotations/validation'}:
+        return 'ignore', '0 means not labeled, as in ADE20K, whose folders these are (--zero class if it is a class)'
+    share = masks.values[0] / sum(masks.values.values())
+    if share < 0.02:
+        raise UsageError(
+            f'{100 * share:.1f}% of the pixels of the masks are 0, and the values have no names. Say what 0 is: --zero '
+            'class, --zero background, or --zero ignore (not labeled).'
+        )
+    return 'class', f'0, {100 * share:.0f}% of the pixels, counts as a class (--zero ignore if it means not labeled)'
 
 
 def _explain_colors(

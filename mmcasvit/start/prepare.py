@@ -20,7 +20,7 @@ from mmcasvit.utils.text import shorten
 from . import boxes
 from .boxes import Boxes, Part
 from .files import SPLITS, Files, image_sizes, list_files
-from .masks import IGNORED, Masks, Meaning, count_values, explain, find_masks, read_mask
+from .masks import IGNORED, Meaning, count_values, explain, find_masks, read_mask
 from .split import choose_validation, family
 
 TASKS = ('detect', 'instances', 'semantic')
@@ -376,8 +376,11 @@ def _split_pairs(by_split: dict, meaning: Meaning, notes: list[str], options: Op
 def _native_masks(files: Files, pairs: list[tuple[Path, Path]]) -> tuple[str, str, str, str] | None:
     """Return folder and suffix of images and masks as mmseg names them, or None if it cannot read these files."""
     image, mask = pairs[0]
-    folders = Path(os.path.commonpath([i.parent for i, _ in pairs])), Path(os.path.commonpath([m.parent for _, m in pairs]))
-    common = os.path.commonprefix([image.stem, mask.stem])
+    folders = (
+        Path(os.path.commonpath([i.parent for i, _ in pairs])),
+        Path(os.path.commonpath([m.parent for _, m in pairs])),
+    )
+    common = os.path.commonprefix([image.stem, mask.stem])  # noqa: RUF071
     suffixes = image.name[len(common) :], mask.name[len(common) :]
     for i, m in pairs:
         name = i.relative_to(folders[0]).as_posix()

@@ -124,8 +124,8 @@ def _choose_anchors(data: Data, recipe: Recipe) -> None:
     recipe.why['objects'] = f'{measured}.'
     if small < 8:
         recipe.why['small'] = (
-            f'5% of the objects are smaller than 8 pixels in the model. --size {_whole(recipe.size * 12 / small)} would '
-            'show them at 12.'
+            f'5% of the objects are smaller than 8 pixels in the model. --size {_whole(recipe.size * 12 / small)} '
+            'would show them at 12.'
         )
 
 

@@ -10,7 +10,6 @@ from mmengine.config import Config
 
 from mmcasvit.apis.config import load_config, root
 from mmcasvit.apis.quickstart import run_tool
-from mmcasvit.archs import ARCHS
 from mmcasvit.datasets.checks.annotations import check_annotations
 from mmcasvit.datasets.checks.files import check_files
 from mmcasvit.datasets.checks.fixed_files import fix_coco, fix_names
@@ -52,7 +51,15 @@ class Started:
         config = str(self.config)
         return [
             ['train.py', config, '--resume', 'auto'],
-            ['test.py', config, best, '--work-dir', str(self.out / 'test'), '--show-dir', str(self.out / 'predictions')],
+            [
+                'test.py',
+                config,
+                best,
+                '--work-dir',
+                str(self.out / 'test'),
+                '--show-dir',
+                str(self.out / 'predictions'),
+            ],
             ['infer.py', 'IMAGE_OR_FOLDER', config, best, '--out-dir', str(self.out / 'outputs')],
         ]
 
@@ -60,28 +67,25 @@ class Started:
         """Return the next three commands as one types them."""
         tools = root() / 'tools'
         tools = tools.relative_to(Path.cwd()) if tools.is_relative_to(Path.cwd()) else tools
-        return '\n'.join(
-            '  python '
-            # A star within quotes would not be expanded.
-            + ' '.join(shlex.quote(part).replace("*.pth'", "'*.pth") if '*' in part and "'" in shlex.quote(part)
-                       and ' ' in part else part if '*' in part else shlex.quote(part)
-                       for part in (str(tools / tool), *arguments))
-            for tool, *arguments in self.commands()
-        )
+        lines = (' '.join(map(_quote, (str(tools / tool), *rest))) for tool, *rest in self.commands())
+        return '\n'.join(f'  python {line}' for line in lines)
 
 
-def check_choices(choices: Choices, task: str = '') -> None:
-    """Check that a model fits the task, and that the base config exists.
+def _quote(argument: str) -> str:
+    folder, star, rest = argument.partition('best_*')  # which a shell expands outside of quotes only
+    return shlex.quote(folder) + star + rest if star else shlex.quote(argument)
+
+
+def check_model(model: str, task: str) -> None:
+    """Check that a model fits the task.
 
     Raises:
         UsageError: If it does not.
     """
-    if choices.arch not in ARCHS or (choices.model in ('retinanet', 'mask-rcnn') and choices.arch == 'l'):
-        raise UsageError(f'--arch {choices.arch}: valid are xs, s, m, and t.')
-    if task and choices.model not in MODELS[task]:
-        tasks = [name for name, models in MODELS.items() if choices.model in models]
+    if model not in MODELS[task]:
+        tasks = ' and '.join(name for name, models in MODELS.items() if model in models)
         raise UsageError(
-            f'--model {choices.model} is for {" and ".join(tasks)}, and these labels are for {task}. Models for {task}: '
+            f'--model {model} is for {tasks}, and these labels are for {task}. Models for {task}: '
             f'{", ".join(MODELS[task])}.'
         )
 
@@ -103,7 +107,7 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     """
     data = prepare(folder, out, options)
     choices.model = choices.model or MODELS[data.task][0]
-    check_choices(choices, data.task)
+    check_model(choices.model, data.task)
     config = out / f'{choices.model}_casvit-{choices.arch}_{_plain(data.root.name)}.py'
     if config.exists() and not force and is_edited(config):
         raise UsageError(f'{config} was edited. Use --force to write over it, or another --out-dir.')
@@ -120,8 +124,8 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
         report = as_text(datasets, 5)
         if not fix or attempt:
             raise UsageError(
-                f'the data have faults that would spoil the training.\n{report}\nMend them, or leave out the images and '
-                'objects at fault with the same command and --fix. Nothing in the folder of the data is changed.'
+                f'the data have faults that would spoil the training.\n{report}\nMend them, or leave out what is at '
+                'fault by the same command with --fix. Nothing in the folder of the data is changed.'
             )
         lines.append(report)
         for found in stopping:
@@ -210,7 +214,8 @@ def train(started: Started, arguments: Sequence[str] = ()) -> str:
     best = sorted((started.out / 'train').glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     if not best:
         raise UsageError(
-            f'no evaluation found a {METRICS[started.data.task]} above 0: {started.out / "train"} has no best checkpoint.'
+            f'no evaluation found anything ({METRICS[started.data.task]}), so nothing was kept. Train longer: '
+            '--epochs or --minutes.'
         )
     run_tool(evaluation[0], config, best[-1], *evaluation[3:])
     return (

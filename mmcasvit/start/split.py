@@ -48,14 +48,17 @@ def choose_validation(
     random.Random(seed).shuffle(groups)
     contents = [Counter(name for number in group for name in set(classes[number]) or {None}) for group in groups]
     totals = sum(contents, Counter())
-    lacking = {side: {name: count * part for name, count in totals.items()} for side, part in ((1, share), (0, 1 - share))}
+    lacking = {
+        side: {name: count * part for name, count in totals.items()} for side, part in ((1, share), (0, 1 - share))
+    }
     room = {1: len(families) * share, 0: len(families) * (1 - share)}
     chosen: dict[int, int] = {}
     for rarest in sorted(totals, key=lambda name: (totals[name], str(name))):
         for place, content in enumerate(contents):
             if place in chosen or rarest not in content:
                 continue
-            side = max((0, 1), key=lambda side: (round(lacking[side][rarest], 6), room[side]))
+            better = lacking[1][rarest] > lacking[0][rarest] + 1e-6
+            side = int(better and room[1] >= len(groups[place]) / 2)
             chosen[place] = side
             room[side] -= len(groups[place])
             for name, count in content.items():

@@ -14,7 +14,7 @@ LEVELS = [
     {'apis'},
     {'plugin', 'export', 'report'},
     {'serve', 'benchmark'},
-    {'visualization', 'predict'},
+    {'visualization', 'predict', 'start'},
     {'__init__', '__main__'},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

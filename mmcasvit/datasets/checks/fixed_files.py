@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from mmcasvit.datasets.config import dataset_type, default_of, folder_of
+from mmcasvit.datasets.config import dataset_type, folder_of, suffix_of
 from mmcasvit.utils.errors import UsageError
 
 from .problems import KINDS, CheckedDataset
@@ -154,9 +154,9 @@ def fix_names(data: CheckedDataset) -> tuple[list[str], list[str]]:
         if problem.kind in _DROPS_IMAGE and problem.image_index is not None:
             bad.setdefault(problem.image_index, problem.kind)
     folder = folder_of(data.config, 'img_path')
-    suffix = data.config.get('img_suffix') or default_of(dataset_type(data.config, 'mmseg'), 'img_suffix')
+    suffix = suffix_of(data.config, dataset_type(data.config, 'mmseg'), 'img_suffix')
     names = [
-        os.path.relpath(sample.image, folder)[: -len(suffix)] for sample in data.samples if sample.index not in bad
+        os.path.relpath(sample.image, folder).removesuffix(suffix) for sample in data.samples if sample.index not in bad
     ]
     dropped = Counter(KINDS[kind] for kind in bad.values())
     return list(dict.fromkeys(names)), [f'left out {what}: {count}' for what, count in dropped.items()]

@@ -13,10 +13,10 @@ from mmcasvit.datasets.config import (
     class_names,
     data_folders,
     dataset_type,
-    default_of,
     folder_of,
     named_leaf_datasets,
     reads_annotations_as,
+    suffix_of,
     zero_label_fault,
 )
 from mmcasvit.datasets.outlines import is_side
@@ -154,8 +154,8 @@ def _list_voc(data: CheckedDataset, kind: type) -> None:
 
 def _list_masks(data: CheckedDataset, kind: type) -> None:
     images, masks = folder_of(data.config, 'img_path'), folder_of(data.config, 'seg_map_path')
-    image_suffix = data.config.get('img_suffix') or default_of(kind, 'img_suffix')
-    mask_suffix = data.config.get('seg_map_suffix') or default_of(kind, 'seg_map_suffix')
+    image_suffix = suffix_of(data.config, kind, 'img_suffix')
+    mask_suffix = suffix_of(data.config, kind, 'seg_map_suffix')
     if data.annotation_file and os.path.isfile(data.annotation_file):
         try:
             names = [line.strip() for line in read_names(data.annotation_file)]
