@@ -164,7 +164,8 @@ def _optimizer(choices: Choices, recipe: Recipe) -> str:
 
 def _hooks(data: Data, recipe: Recipe, per_epoch: bool, interval: int, out: Path) -> str:
     metric, evaluations = METRICS[data.task], recipe.evaluations
-    patience = max(3, evaluations // 2)
+    # Detectors that start from random weights may find nothing in the first evaluations.
+    patience = max(5, round(0.7 * evaluations))
     checkpoint = dict(interval=interval) | (dict(save_best=metric) if data.task == 'instances' else {})
     drawn = max(1, data.counts['val'] // 4)
     hooks = dict(
@@ -259,7 +260,7 @@ tta_pipeline = [
     else:
         loaders += ['test_dataloader = val_dataloader', 'test_evaluator = val_evaluator']
     iterations = epochs * math.ceil(data.counts['train'] * times / recipe.batch)
-    warmup = max(1, min(500, iterations // 20))
+    warmup = max(2, min(500, iterations // 20))
     schedule = f"""\
 {_comment('Schedule: ' + why['schedule'] + f' The first {warmup} of {iterations} iterations warm up.')}
 train_cfg = dict(max_epochs={epochs}, val_interval={interval})
@@ -368,7 +369,7 @@ def _rtmdet(data: Data, choices: Choices, recipe: Recipe) -> str:
     backbone, reason = _backbone(choices)
     backbone['arch'] = choices.arch
     width = recipe.width or 128
-    norm = _norm(recipe)
+    norm = dict(_norm(recipe), num_groups=2) if 'norm' in recipe.why else _norm(recipe)  # 2 divides all channels
     head: dict[str, Any] = dict(num_classes=len(data.classes), in_channels=width, feat_channels=width, norm_cfg=norm)
     if data.task == 'instances':
         head |= dict(
@@ -441,7 +442,7 @@ tta_pipeline = [
         loaders.append('test_dataloader = val_dataloader')
     iterations = recipe.iterations()
     interval = max(1, iterations // recipe.evaluations)
-    warmup = max(1, min(500, iterations // 20))
+    warmup = max(2, min(500, iterations // 20))
     schedule = f"""\
 {_comment('Schedule: ' + why['schedule'] + f' The first {warmup} of {iterations} iterations warm up.')}
 train_cfg = dict(max_iters={iterations}, val_interval={interval})

@@ -23,6 +23,7 @@ _MOST_VALUES = 256
 _MASK_WORDS = re.compile(
     r'(mask|label|annot|seg|truth|(^|[^a-z])gt|target|trimap|index)[a-z]*|(^|[\W_])(l|y)($|[\W_])', re.IGNORECASE
 )
+_AS_IN_ADE20K = '0 means not labeled, as in ADE20K, whose folders these are (--zero class if it is a class)'
 # Names of classes that mean that a pixel is not labeled.
 _UNLABELED = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored', 'dontcare')
 
@@ -283,29 +284,33 @@ def explain(files: Files, masks: Masks, classes: Sequence[str], zero: str) -> Me
     used = [value for value in values if value != IGNORED]
     names: list[str] | dict[int, str] = list(classes) or known or _list_of_names(files)
     if isinstance(names, dict):
-        return _explain_named(used, names, zero)
+        return _explain_named(files, masks, used, names, zero)
     return _explain_listed(files, masks, used, names, zero)
 
 
-def _explain_named(used: list[int], names: dict[int, str], zero: str) -> Meaning:
+def _explain_named(files: Files, masks: Masks, used: list[int], names: dict[int, str], zero: str) -> Meaning:
     """Explain values that are named one by one."""
     if unknown := [value for value in used if value not in names and value != 0]:
         raise UsageError(f'the masks have the values {shorten(map(str, unknown))}, which have no names.')
-    names = dict(names)
+    names, note = dict(names), ''
     if 0 in used and 0 not in names:
+        if not zero and _is_ade20k(files, masks):
+            zero, note = 'ignore', _AS_IN_ADE20K
         if not zero:
             raise UsageError(
                 '0 is in the masks, and its name is not known. Say what it is: --zero background (a class of its own), '
                 'or --zero ignore (not labeled).'
             )
-        names[0] = 'background'
+        if zero != 'ignore':
+            names[0] = 'background'
     ignored = {value for value, name in names.items() if name.lower() in _UNLABELED}
     if zero == 'ignore':
         ignored.add(0)
-    kept = [value for value in sorted(names) if value not in ignored and (value in used or value < 150)]
+    kept = [value for value in sorted(names) if value not in ignored]
     labels = {value: IGNORED if value in ignored else kept.index(value) for value in used}
     reduce_zero = ignored == {0} and kept == list(range(1, len(kept) + 1))
-    note = f'not labeled: {shorten(names[value] for value in ignored if value in names)}' if ignored else ''
+    if named := [names[value] for value in sorted(ignored) if value in names]:
+        note = f'{shorten(named)} counts as not labeled'
     return Meaning([names[value] for value in kept], {**labels, IGNORED: IGNORED}, reduce_zero, note=note)
 
 
@@ -327,6 +332,8 @@ def _explain_listed(files: Files, masks: Masks, used: list[int], names: list[str
             zero, note = 'ignore', '0 is in no mask: the names count from 1'
         elif top < len(names):
             zero, note = 'class', f'0 is {names[0]!r}, the first of {len(names)} names'
+        elif top == len(names) and _is_ade20k(files, masks):
+            zero, note = 'ignore', _AS_IN_ADE20K
         elif top == len(names):
             raise UsageError(
                 f'the masks have values from 0 to {top}, and there are {len(names)} names. Say what 0 is: --zero '
@@ -348,15 +355,19 @@ def _explain_listed(files: Files, masks: Masks, used: list[int], names: list[str
     return Meaning([names[value - first] for value in kept], {**labels, IGNORED: IGNORED}, reduce_zero, note=note)
 
 
+def _is_ade20k(files: Files, masks: Masks) -> bool:
+    folders = {files.relative(mask.parent) for _, mask, _ in masks.pairs}
+    return folders <= {'annotations/training', 'annotations/validation'}
+
+
 def _likely_zero(files: Files, masks: Masks) -> tuple[str, str]:
     """Return what 0 means in masks whose values have no names, and why.
 
     Raises:
         UsageError: If it is unclear.
     """
-    folders = {files.relative(mask.parent) for _, mask, _ in masks.pairs}
-    if folders <= {'annotations/training', 'annotations/validation'}:
-        return 'ignore', '0 means not labeled, as in ADE20K, whose folders these are (--zero class if it is a class)'
+    if _is_ade20k(files, masks):
+        return 'ignore', _AS_IN_ADE20K
     share = masks.values[0] / sum(masks.values.values())
     if share < 0.02:
         raise UsageError(

@@ -14,7 +14,8 @@ MODELS = dict(detect=('retinanet', 'rtmdet'), instances=('mask-rcnn', 'rtmdet'),
 # Images of a step for which BatchNorm's statistics are good enough to train from random weights.
 _ENOUGH_FOR_BATCHNORM = 8
 # Times that training sees an image, from random and from ImageNet weights, and the least number of samples.
-_EPOCHS, _SAMPLES = {False: 24, True: 12}, {False: 16000, True: 8000}
+# Beyond the most epochs, a model learns the images by heart.
+_EPOCHS, _SAMPLES, _MOST_EPOCHS = {False: 24, True: 12}, {False: 16000, True: 8000}, 100
 
 
 @dataclass
@@ -140,7 +141,7 @@ def choose_schedule(data: Data, choices: Choices, machine: Machine, recipe: Reci
         why['norm'] = f'{recipe.batch} images a step would spoil BatchNorm, so neck and heads use GroupNorm.'
 
     pretrained = choices.pretrained is not None
-    full = max(_SAMPLES[pretrained], _EPOCHS[pretrained] * images)
+    full = max(min(_SAMPLES[pretrained], _MOST_EPOCHS * images), _EPOCHS[pretrained] * images)
     recipe.samples, reason = full, f'{count_of(round(full / images), "epoch")}: enough for {images} images'
     if choices.epochs:
         recipe.samples, reason = math.ceil(choices.epochs * images), f'--epochs {choices.epochs:g}'

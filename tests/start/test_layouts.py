@@ -186,7 +186,7 @@ REFUSED = [
     (own_data.voc, dict(task='semantic'), 'no outlines'),
     (own_data.coco, dict(classes=['wolf']), "no object is named 'wolf'"),
     (own_data.masks_colored, dict(classes=['a', 'b']), '4 colors'),
-    (own_data.masks_ade, dict(classes=['a', 'b', 'c']), '--zero'),
+    (own_data.masks_camvid, dict(classes=['a', 'b', 'c']), '--zero'),
     (own_data.masks_binary, dict(zero='ignore'), 'two classes'),
 ]
 
@@ -208,7 +208,7 @@ def test_an_option_settles_what_is_ambiguous(tmp_path):
     assert all(entry['segmentation'] for entry in content['annotations'])
     shutil.rmtree(root)
     root.mkdir()
-    own_data.masks_ade(root)
+    own_data.masks_camvid(root)
     assert prepare(root, tmp_path / 'out', Options(classes=NAMES, zero='ignore')).classes == list(NAMES)
     assert prepare(root, tmp_path / 'out', Options(classes=NAMES, zero='background')).classes == ['background', *NAMES]
 
