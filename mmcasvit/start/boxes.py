@@ -351,7 +351,7 @@ def read_yolo(files: Files, found: Sequence[Path], unlabeled: str, classes: Sequ
     # Empty files belong to background images.
     labels = {path: file for file in files.labels['.txt'] if (path := files.of_label(file))}
     known = {file.parent for file in found}
-    labels = {path: file for path, file in labels.items() if file in set(found) or file.parent in known}
+    labels = {path: file for path, file in labels.items() if file.parent in known}
     rows = {path: [_yolo_row(line, file) for line in read_lines(file)] for path, file in labels.items()}
     numbers = {number for objects in rows.values() for number, _ in objects}
     if not names:

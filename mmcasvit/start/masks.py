@@ -76,9 +76,10 @@ def find_masks(files: Files) -> Masks | None:
     """Return the masks of a folder, each with its image, or None if there are none.
 
     Masks are told from images by what is in them, with the words of their paths as a help, whatever their names are.
+    JPEGs are none, since their compression changes labels.
 
     Raises:
-        UsageError: If the masks are JPEGs, whose compression changes labels.
+        UsageError: If an image has several masks.
     """
     groups = defaultdict(list)
     for path in files.images:
@@ -112,7 +113,7 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
     extras = Counter(mask.stem.replace(part, '*', 1) for mask, part in parts.items() if part)
     if not extras:
         return None
-    usual = extras.most_common(1)[0][0]
+    usual = max(extras, key=lambda extra: (extras[extra], -_strangeness(extra)))
     pairs, lacking = [], []
     for mask, part in parts.items():
         if part and mask.stem.replace(part, '*', 1) == usual:
@@ -128,6 +129,7 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
     lacking = [mask for mask in lacking if not parts[mask]]
     if lacking:
         notes.append(f'{len(lacking)} masks have no image, such as {files.relative(lacking[0])}')
+    pairs = _choose_masks(files, pairs)
     used = {image for image, _, _ in pairs}
     if unlabeled := [path for path in images if path not in used]:
         notes.append(f'{len(unlabeled)} images have no mask and were left out, such as {files.relative(unlabeled[0])}')
@@ -136,6 +138,28 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
         if listed:
             pairs = [(image, mask, listed[image]) for image, mask, _ in pairs if image in listed]
     return Masks(sorted(pairs), notes=notes)
+
+
+def _strangeness(path: str) -> int:
+    """Return how unlikely the name of a file or folder is for masks of classes."""
+    return len(re.findall(r'object|instance|color|panoptic|depth|edge|bound', path, re.IGNORECASE))
+
+
+def _choose_masks(files: Files, pairs: list[tuple[Path, Path, str]]) -> list[tuple[Path, Path, str]]:
+    """Choose one mask for each image: VOC has SegmentationClass and SegmentationObject."""
+    by_image: dict[Path, list[tuple[Path, Path, str]]] = defaultdict(list)
+    for pair in pairs:
+        by_image[pair[0]].append(pair)
+    chosen = []
+    for image, found in by_image.items():
+        found.sort(key=lambda pair: _strangeness(files.relative(pair[1])))
+        if len(found) > 1 and len({_strangeness(files.relative(pair[1])) for pair in found[:2]}) == 1:
+            raise UsageError(
+                f'{files.relative(image)} has the masks {files.relative(found[0][1])} and '
+                f'{files.relative(found[1][1])}. Keep one of them in the folder.'
+            )
+        chosen.append(found[0])
+    return chosen
 
 
 def _known_part(stem: str, known: dict) -> str:

@@ -318,6 +318,8 @@ def _prepare_masks(files: Files, out: Path, options: Options) -> Data:
         raise UsageError(f'no masks were found in {files.root}.')
     count_values(masks)
     meaning = explain(files, masks, options.classes, options.zero)
+    if len(meaning.classes) > IGNORED:
+        raise UsageError(f'the masks have {len(meaning.classes)} classes, but a mask has room for {IGNORED}.')
     data = Data(files.root, 'semantic', 'index masks', meaning.classes, notes=masks.notes, palette=meaning.colors)
     if meaning.note:
         data.notes.append(meaning.note)

@@ -19,6 +19,7 @@ from mmcasvit.datasets.checks.report import as_text
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.tables import count_of
 from mmcasvit.utils.text import shorten
+from mmcasvit.weights.checkpoint import read_ahead
 
 from .config import METRICS, NAMES, base_of, is_edited, save_config, write_config
 from .machine import measure, this_machine
@@ -105,13 +106,17 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     Raises:
         UsageError: If the data cannot be used, or it is unclear how, or the config was edited.
     """
+    if choices.pretrained:
+        read_ahead(choices.pretrained)
+        if Path(choices.pretrained).is_file():
+            choices.pretrained = str(Path(choices.pretrained).absolute())
     data = prepare(folder, out, options)
     choices.model = choices.model or MODELS[data.task][0]
     check_model(choices.model, data.task)
     config = out / f'{choices.model}_casvit-{choices.arch}_{_plain(data.root.name)}.py'
     if config.exists() and not force and is_edited(config):
         raise UsageError(f'{config} was edited. Use --force to write over it, or another --out-dir.')
-    lines = [_found(data), *(f'  {note}' for note in data.notes)]
+    lines = [f'  {note}' for note in data.notes]
     machine = this_machine()
     recipe = choose_shape(data, choices, machine)
     choose_schedule(data, choices, machine, recipe)
@@ -130,6 +135,7 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
         lines.append(report)
         for found in stopping:
             lines.append(f'  {_leave_out(data, found, out)}')
+    lines.insert(0, _found(data))
     harmless = sum(len(d.problems) for d in datasets)
     lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
     measure(cfg, machine)

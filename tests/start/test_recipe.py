@@ -76,7 +76,7 @@ def test_a_split_has_the_classes_in_the_same_shares():
     rng = np.random.default_rng(0)
     classes = [{label for label in range(5) if rng.random() < 0.5 / 2**label} for _ in range(200)]
     chosen = choose_validation(classes, range(200))
-    assert sum(chosen) == 40
+    assert 38 <= sum(chosen) <= 42
     for label in range(5):
         count = sum(label in found for found in classes)
         held = sum(label in found for found, validation in zip(classes, chosen) if validation)
