@@ -12,7 +12,7 @@ from .prepare import Data
 
 MODELS = dict(detect=('retinanet', 'rtmdet'), instances=('mask-rcnn', 'rtmdet'), semantic=('semantic-fpn', 'upernet'))
 # Images of a step for which BatchNorm's statistics are good enough to train from random weights.
-_ENOUGH_FOR_BATCHNORM = 8
+_ENOUGH_FOR_BATCHNORM = 4
 # Times that training sees an image, from random and from ImageNet weights, and the least number of samples.
 # Beyond the most epochs, a model learns the images by heart.
 _EPOCHS, _SAMPLES, _MOST_EPOCHS = {False: 24, True: 12}, {False: 16000, True: 8000}, 100
@@ -133,7 +133,9 @@ def _choose_anchors(data: Data, recipe: Recipe) -> None:
 def choose_schedule(data: Data, choices: Choices, machine: Machine, recipe: Recipe) -> None:
     """Choose what depends on the machine and the number of images: batch, schedule, and learning rate."""
     images, why = data.counts['train'], recipe.why
-    wanted = choices.batch or min(16 if machine.accelerated else 8, max(2, images // 4))
+    # Without a GPU, time goes by images, and smaller batches are more steps in the same time.
+    usual = 16 if machine.accelerated else 4 if choices.model in ('retinanet', 'mask-rcnn') else 8
+    wanted = choices.batch or min(usual, max(2, images // 4))
     fits = machine.largest_batch(wanted)
     recipe.batch, recipe.workers = (wanted if choices.batch else min(wanted, fits)), machine.workers
     why['batch'] = machine.describe(recipe.batch)
@@ -165,5 +167,5 @@ def choose_schedule(data: Data, choices: Choices, machine: Machine, recipe: Reci
         recipe.evaluations = int(np.clip(0.2 * recipe.seconds / max(evaluation, 1e-9), 2, 10))
     recipe.evaluations = min(recipe.evaluations, recipe.iterations())
     # Adam's steps grow with the square root of the batch.
-    base = 4e-4 if pretrained else 2e-3 if data.task == 'semantic' else 1e-3
+    base = 4e-4 if pretrained else 2e-3 if data.task == 'semantic' else 1.4e-3
     recipe.learning_rate = float(f'{base * math.sqrt(recipe.batch / 8):.1g}')

@@ -43,10 +43,11 @@ def test_anchors_follow_the_objects():
 
 
 def test_the_batch_follows_memory_and_images():
-    assert recipe_of(data_of()).batch == 8
+    assert recipe_of(data_of()).batch == 4
+    assert recipe_of(data_of(), Machine(True, 8, 2**36)).batch == 16
     assert recipe_of(data_of(images=12)).batch == 3
-    tight = Machine(**CPU, weights=2**28, per_image=2**30)
-    assert recipe_of(data_of(), tight).batch == 4
+    tight = Machine(**CPU, weights=2**28, per_image=2**31)
+    assert recipe_of(data_of(), tight).batch == 2
     assert 'GroupNorm' in recipe_of(data_of(), tight).why['norm']
     assert 'norm' not in recipe_of(data_of(), tight, pretrained='xs').why
     assert recipe_of(data_of(), tight, batch=6).batch == 6
