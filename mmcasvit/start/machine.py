@@ -1,6 +1,7 @@
 """What a training step needs on this machine: measured on a few of the images themselves."""
 
 import contextlib
+import copy
 import io
 import math
 import os
@@ -13,15 +14,16 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 
+from mmcasvit.apis.model import get_model
 from mmcasvit.apis.options import has_accelerator
+from mmcasvit.benchmark.step_memory import measure_step
 from mmcasvit.datasets.config import leaf_datasets
-from mmcasvit.datasets.sources import read_data_as_data
 from mmcasvit.utils.errors import UsageError
 
-# Beside what the backward pass keeps, a step holds gradients of maps and scratch space.
-_SLACK = 1.5
+# Room for scratch space of libraries and for images that are larger than those of the measurement.
+_SLACK = 1.2
 _IMAGES = 4
 
 
@@ -33,31 +35,31 @@ class Machine:
         accelerated: Whether it has a GPU or another accelerator.
         workers: Processes that load images.
         free: Free memory in bytes, of the accelerator if there is one.
-        weights: Bytes of weights, gradients, and the two moments of AdamW.
-        per_image: Bytes that a step keeps for each image.
+        fixed: Bytes of a step that do not depend on the batch, such as weights.
+        per_image: Bytes of a step for each image.
         seconds_per_image: Seconds of a step for each image.
     """
 
     accelerated: bool
     workers: int
     free: int
-    weights: int = 0
+    fixed: int = 0
     per_image: int = 0
     seconds_per_image: float = 0
 
     def largest_batch(self, wanted: int) -> int:
         """Return the largest batch that fits, up to the one that is wanted."""
-        room = 0.8 * self.free - self.weights
+        room = 0.8 * self.free - self.fixed
         return max(1, min(wanted, int(room / (_SLACK * self.per_image)))) if self.per_image else wanted
 
     def describe(self, batch: int) -> str:
         """Return how much memory a batch needs, in words."""
         if not self.per_image:
             return f'{batch} images a step.'
-        needed = self.weights + _SLACK * self.per_image * batch
+        needed = self.fixed + _SLACK * self.per_image * batch
         return (
             f'{batch} images a step need about {needed / 2**30:.1f} GiB (measured: {self.per_image / 2**20:.0f} MiB an '
-            f'image and {self.weights / 2**20:.0f} MiB for the weights), of {self.free / 2**30:.1f} GiB that are free.'
+            f'image and {self.fixed / 2**20:.0f} MiB besides), of {self.free / 2**30:.1f} GiB that are free.'
         )
 
 
@@ -89,55 +91,37 @@ def measure(cfg: Config, machine: Machine) -> None:
         machine: Where the result is noted.
 
     Raises:
-        UsageError: If the step fails, or its loss is NaN or infinite.
+        UsageError: If no image can be read, or the loss is NaN or infinite.
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # of pycocotools and mmseg
         warnings.simplefilter('ignore')
-        _measure(cfg, machine)
+        memory = measure_step(cfg)
+        machine.fixed, machine.per_image = memory.fixed, memory.per_image
+        machine.seconds_per_image = _time_step(cfg)
 
 
-def _measure(cfg: Config, machine: Machine) -> None:
+def _time_step(cfg: Config) -> float:
+    """Return the seconds that a training step takes for each image."""
     init_default_scope(cfg.default_scope)
-    read_data_as_data()
     leaf = next(leaf_datasets(cfg.train_dataloader.dataset)).copy()
     leaf['indices'] = 4 * _IMAGES
     dataset = DATASETS.build(leaf)
     samples = [sample for number in range(min(len(dataset), _IMAGES)) if (sample := dataset[number])]
-    if not samples:
-        raise UsageError('no training image could be read.')
     samples = (samples * _IMAGES)[:_IMAGES]
-    settings = cfg.model.copy()
-    settings.backbone.pop('init_cfg', None)
-    model = MODELS.build(settings)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = revert_sync_batchnorm(model).to(device).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    machine.weights = 4 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    model = revert_sync_batchnorm(get_model(cfg)).to(device).train()
+    # On a busy machine the clock tells how busy it is. The time of the processor does not.
+    clock = time.perf_counter if device == 'cuda' else time.process_time
     times = []
     for _ in range(3):
-        kept: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor, kept=kept) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        # On a busy machine the clock tells how busy it is. The time of the processor does not.
-        clock = time.perf_counter if device == 'cuda' else time.process_time
         start = clock()
-        data = model.data_preprocessor(pseudo_collate(samples), True)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss, _ = model.parse_losses(model(**data, mode='loss'))
+        data = model.data_preprocessor(pseudo_collate(copy.deepcopy(samples)), True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
         loss.backward()
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        times.append(clock() - start)
         if not math.isfinite(loss.item()):
             raise UsageError(
                 f'the loss of the first step is {loss.item()}. Look at the labels: tools/check_dataset.py.'
             )
-        model.zero_grad(set_to_none=True)
-        machine.per_image = max(machine.per_image, sum(kept.values()) // _IMAGES)
+        times.append(clock() - start)
     threads = 1 if device == 'cuda' else min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-    machine.seconds_per_image = min(times) / _IMAGES / threads
+    return min(times) / _IMAGES / threads

@@ -46,7 +46,7 @@ def test_the_batch_follows_memory_and_images():
     assert recipe_of(data_of()).batch == 4
     assert recipe_of(data_of(), Machine(True, 8, 2**36)).batch == 16
     assert recipe_of(data_of(images=12)).batch == 3
-    tight = Machine(**CPU, weights=2**28, per_image=2**31)
+    tight = Machine(**CPU, fixed=2**28, per_image=2**31)
     assert recipe_of(data_of(), tight).batch == 2
     assert 'GroupNorm' in recipe_of(data_of(), tight).why['norm']
     assert 'norm' not in recipe_of(data_of(), tight, pretrained='xs').why
