@@ -368,6 +368,8 @@ def _mask_rcnn(data: Data, choices: Choices, recipe: Recipe) -> str:
 def _rtmdet(data: Data, choices: Choices, recipe: Recipe) -> str:
     backbone, reason = _backbone(choices)
     backbone['arch'] = choices.arch
+    if choices.arch in ('m', 't'):
+        backbone['drop_path_rate'] = 0.1  # as in the published recipes
     width = recipe.width or 128
     norm = dict(_norm(recipe), num_groups=2) if 'norm' in recipe.why else _norm(recipe)  # 2 divides all channels
     head: dict[str, Any] = dict(num_classes=len(data.classes), in_channels=width, feat_channels=width, norm_cfg=norm)

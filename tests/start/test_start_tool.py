@@ -66,10 +66,8 @@ def test_wrong_options_are_one_line(run_tool, data, tmp_path, options, message):
 
 MODELS = [
     (own_data.coco, 'mask-rcnn', 'instances'),
-    (own_data.coco, 'rtmdet', 'detect'),
     (own_data.coco, 'rtmdet', 'instances'),
     (own_data.masks, 'semantic-fpn', 'semantic'),
-    (own_data.masks, 'upernet', 'semantic'),
 ]
 
 
