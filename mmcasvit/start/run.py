@@ -17,7 +17,6 @@ from mmcasvit.datasets.checks.listing import load_datasets
 from mmcasvit.datasets.checks.problems import CheckedDataset
 from mmcasvit.datasets.checks.report import as_text
 from mmcasvit.utils.errors import UsageError
-from mmcasvit.utils.tables import count_of
 from mmcasvit.utils.text import shorten
 from mmcasvit.weights.checkpoint import read_ahead
 
@@ -164,8 +163,8 @@ def _plain(name: str) -> str:
 
 def _found(data: Data) -> str:
     counts = ', '.join(f'{split} {count}' for split, count in data.counts.items())
-    text = f'{data.root}: {data.layout}, task {data.task}, {count_of(len(data.classes), "classe")} '
-    text += f'({shorten(data.classes, 12)}), images: {counts}'
+    classes = f'{len(data.classes)} class{"es" * (len(data.classes) > 1)} ({shorten(data.classes, 12)})'
+    text = f'{data.root}: {data.layout}, task {data.task}, {classes}, images: {counts}'
     if data.written:
         text += f'. Converted, and written to {data.written}'
     return text
