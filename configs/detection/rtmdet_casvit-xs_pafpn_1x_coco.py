@@ -26,7 +26,6 @@ model = dict(
         stacked_convs=2,
         share_conv=True,
         pred_kernel_size=1,
-        exp_on_reg=False,
         with_objectness=False,
         anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
         bbox_coder=dict(type='DistancePointBBoxCoder'),

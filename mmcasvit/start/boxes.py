@@ -295,7 +295,8 @@ def read_voc(files: Files, found: Sequence[Path], unlabeled: str) -> Boxes:
             root = ElementTree.parse(file).getroot()
         except (OSError, ValueError, LookupError, ElementTree.ParseError, RecursionError) as error:
             raise UsageError(f'{file} cannot be read as XML: {error}') from error
-        path = files.of_label(file) or files.named(root.findtext('filename') or '', file)
+        named = files.named(root.findtext('filename') or '', file)  # a copied file may name another image
+        path = named if named and named.stem == file.stem else files.of_label(file) or named
         if path is None:
             missing.append(file)
             continue

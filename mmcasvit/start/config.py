@@ -373,13 +373,15 @@ def _rtmdet(data: Data, choices: Choices, recipe: Recipe) -> str:
     width = recipe.width or 128
     norm = dict(_norm(recipe), num_groups=2) if 'norm' in recipe.why else _norm(recipe)  # 2 divides all channels
     head: dict[str, Any] = dict(num_classes=len(data.classes), in_channels=width, feat_channels=width, norm_cfg=norm)
+    entries: dict[str, Any] = {}
     if data.task == 'instances':
         head |= dict(
             type='RTMDetInsSepBNHead', loss_mask=dict(type='DiceLoss', loss_weight=2.0, eps=5e-6, reduction='mean')
         )
+        entries['test_cfg'] = dict(score_thr=0.05, max_per_img=100, mask_thr_binary=0.5)
     neck = dict(in_channels=list(ARCHS[choices.arch]['channels'][1:]), out_channels=width, norm_cfg=norm)
     reasons = [*_common_reasons(recipe, reason), f'{recipe.why["objects"]} RTMDet has no anchors to fit to them.']
-    return _model_section(dict(backbone=backbone, neck=neck, bbox_head=head), reasons)
+    return _model_section(dict(backbone=backbone, neck=neck, bbox_head=head, **entries), reasons)
 
 
 # ---- Segmentors

@@ -48,22 +48,32 @@ class Masks:
 def read_mask(path: Path) -> np.ndarray:
     """Return a mask as a uint16 or int32 array ``(H, W)`` of its values, or of ``0xRRGGBB`` if it is in color."""
     with open_image(path, DATA_FORMATS) as image:
+        if _is_lossy(path):
+            return np.where(np.asarray(image.convert('L')) > 127, 255, 0)
         if image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
             colors = np.asarray(image.convert('RGB')).astype(np.int32)
             return colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]
         return np.asarray(image).astype(np.int32)
 
 
+def _is_lossy(path: Path) -> bool:
+    return path.suffix.lower() in ('.jpg', '.jpeg', '.webp', '.jp2')
+
+
 def _is_colored(path: Path) -> bool:
+    if _is_lossy(path):
+        return False
     with open_image(path, DATA_FORMATS) as image:
         return image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')
 
 
 def _looks_like_mask(path: Path) -> bool:
     """Return whether an image has few values and is in a format that keeps them."""
-    if path.suffix.lower() in ('.jpg', '.jpeg', '.webp', '.jp2'):
-        return False
     try:
+        if _is_lossy(path):  # only black and white survive
+            with open_image(path, DATA_FORMATS) as image:
+                gray = np.asarray(image.convert('L'))
+            return bool(((gray < 32) | (gray > 223)).mean() > 0.97 and np.ptp(gray) > 128)
         with open_image(path, DATA_FORMATS) as image:
             if max(image.size) > 1024:
                 image = image.resize((max(1, image.width // 4), max(1, image.height // 4)), 0)
@@ -76,7 +86,7 @@ def find_masks(files: Files) -> Masks | None:
     """Return the masks of a folder, each with its image, or None if there are none.
 
     Masks are told from images by what is in them, with the words of their paths as a help, whatever their names are.
-    JPEGs are none, since their compression changes labels.
+    Of JPEGs, only those in black and white count: compression changes other labels.
 
     Raises:
         UsageError: If an image has several masks.
@@ -122,11 +132,11 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
             pairs.append((image, mask, files.split(mask) or files.split(image)))
         else:
             lacking.append(mask)
-    if len(pairs) < max(1, len(lacking)):
-        return None
     notes = []
     # Cityscapes has color images and instances beside the labels.
     lacking = [mask for mask in lacking if not parts[mask]]
+    if len(pairs) < max(1, len(lacking)):
+        return None
     if lacking:
         notes.append(f'{len(lacking)} masks have no image, such as {files.relative(lacking[0])}')
     pairs = _choose_masks(files, pairs)

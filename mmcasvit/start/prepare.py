@@ -337,7 +337,7 @@ def _prepare_masks(files: Files, out: Path, options: Options) -> Data:
         data.written = out / 'data'
         for split, pairs in by_split.items():
             data.splits[split] = _convert_masks(files, data.written, split, pairs, meaning, masks.colored)
-    data.counts = {split: len(pairs) for split, pairs in by_split.items()}
+    data.counts = {split: len(by_split[split]) for split in SPLITS if split in by_split}
     data.sizes = [size for size in image_sizes([image for image, _ in by_split['train'][:_SAMPLE]]) if size]
     return data
 
