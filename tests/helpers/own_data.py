@@ -312,3 +312,35 @@ def masks_binary(root):
         save(root / 'image', f'{d.number}.tif', d.image)
         (root / 'label').mkdir(exist_ok=True)
         cv2.imwrite(str(root / 'label' / f'{d.number}.tif'), np.where(labels_of(d) > 0, 255, 0).astype(np.uint8))
+
+
+def masks_jpeg(root):
+    """Black and white masks as JPEG, as Kvasir-SEG has them, whose values are blurred."""
+    for d in draw():
+        save(root / 'images', f'{d.number}.jpg', d.image)
+        save(
+            root / 'masks',
+            f'{d.number}.jpg',
+            np.repeat(np.where(labels_of(d) > 0, 255, 0)[..., None], 3, 2).astype('u1'),
+        )
+
+
+def masks_cityscapes(root):
+    """Images and masks that each add something to the name, next to colors and instances."""
+    drawn = draw()
+    for split, part in (('train', drawn[:7]), ('val', drawn[7:])):
+        for d in part:
+            save(root / 'leftImg8bit' / split / 'ulm', f'{d.number}_leftImg8bit.png', d.image)
+            save(root / 'gtFine' / split / 'ulm', f'{d.number}_gtFine_color.png', COLORS[labels_of(d)])
+            for kind in ('instanceIds', 'labelIds'):
+                name = f'{d.number}_gtFine_{kind}.png'
+                Image.fromarray(labels_of(d)).save(root / 'gtFine' / split / 'ulm' / name)
+
+
+def voc_with_masks(root):
+    """Pascal VOC 2012, whose masks of classes and objects have the names of the images."""
+    voc(root)
+    for d in draw():
+        for folder in ('SegmentationClass', 'SegmentationObject'):
+            (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(labels_of(d)).save(root / folder / f'2007_{d.number}.png')

@@ -40,6 +40,8 @@ MASKS = [
     (own_data.masks_colored, ['background', *NAMES], (7, 3, 0), True, 0),
     (own_data.masks_palette, ['class_0', 'class_1', 'class_2', 'class_3'], (8, 2, 0), False, 0),
     (own_data.masks_binary, ['background', 'foreground'], (8, 2, 0), True, 0),
+    (own_data.masks_jpeg, ['background', 'foreground'], (8, 2, 0), True, 0),
+    (own_data.masks_cityscapes, ['class_0', 'class_1', 'class_2', 'class_3'], (7, 3, 0), False, 0),
 ]
 
 
@@ -86,15 +88,12 @@ def test_boxes_are_read(tmp_path, writer, task, classes, counts, written):
     for split, count in zip(('train', 'val', 'test'), counts):
         dataset = build(cfg, split) if count else []
         assert len(dataset) == count
-        for info in dataset:
-            number = int(''.join(filter(str.isdigit, info['data_samples'].img_path.split('/')[-1].split('.')[0])) or -1)
-            number = number - 20070 if number > 20000 else number
-            seen += len(drawn[number].boxes)
         for index in range(count):
             info = dataset.get_data_info(index)
             stem = info['img_path'].rsplit('/', 1)[-1].split('.')[0].replace('2007_', '')
             number = int(''.join(filter(str.isdigit, stem)))
             expected = sorted((NAMES[c], x, y, x + w, y + h) for c, x, y, w, h in drawn[number].boxes)
+            seen += len(expected)
             found = sorted((data.classes[i['bbox_label']], *i['bbox']) for i in info['instances'])
             assert [entry[0] for entry in found] == [entry[0] for entry in expected]
             np.testing.assert_allclose(
@@ -132,7 +131,7 @@ def test_masks_are_read(tmp_path, writer, classes, counts, written, first):
             expected = own_data.labels_of(drawn[int(''.join(filter(str.isdigit, name)))]).astype(int)
             if writer is own_data.masks_palette:
                 expected[:2] = 255
-            if writer is own_data.masks_binary:
+            if writer in (own_data.masks_binary, own_data.masks_jpeg):
                 expected = (expected > 0).astype(int)
             if first:
                 expected = np.where(expected == 0, 255, expected - first)
@@ -220,6 +219,16 @@ def test_several_layouts_are_named(tmp_path):
         prepare(tmp_path / 'my data', tmp_path / 'out', Options())
     assert prepare(tmp_path / 'my data', tmp_path / 'out', Options(task='detect')).layout == 'Pascal VOC'
     assert prepare(tmp_path / 'my data', tmp_path / 'out', Options(task='semantic')).layout == 'index masks'
+
+
+def test_voc_has_boxes_and_masks(tmp_path):
+    root = write(own_data.voc_with_masks, tmp_path)
+    with pytest.raises(UsageError, match='--task semantic or --task detect'):
+        prepare(root, tmp_path / 'out', Options())
+    boxes = prepare(root, tmp_path / 'out', Options(task='detect'))
+    assert (boxes.layout, boxes.counts) == ('Pascal VOC', dict(train=7, val=3))
+    masks = prepare(root, tmp_path / 'out', Options(task='semantic'))
+    assert masks.splits['train']['data_prefix'] == dict(img_path='JPEGImages', seg_map_path='SegmentationClass')
 
 
 def test_a_majority_without_labels_is_a_question(tmp_path):
