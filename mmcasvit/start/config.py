@@ -378,6 +378,7 @@ def _rtmdet(data: Data, choices: Choices, recipe: Recipe) -> str:
         head |= dict(
             type='RTMDetInsSepBNHead', loss_mask=dict(type='DiceLoss', loss_weight=2.0, eps=5e-6, reduction='mean')
         )
+        entries['data_preprocessor'] = dict(pad_mask=True)  # its masks are compared at the padded size
         entries['test_cfg'] = dict(score_thr=0.05, max_per_img=100, mask_thr_binary=0.5)
     neck = dict(in_channels=list(ARCHS[choices.arch]['channels'][1:]), out_channels=width, norm_cfg=norm)
     reasons = [*_common_reasons(recipe, reason), f'{recipe.why["objects"]} RTMDet has no anchors to fit to them.']
