@@ -64,11 +64,7 @@ def test_wrong_options_are_one_line(run_tool, data, tmp_path, options, message):
     assert not list(tmp_path.rglob('*.py'))
 
 
-MODELS = [
-    (own_data.coco, 'mask-rcnn', 'instances'),
-    (own_data.coco, 'rtmdet', 'instances'),
-    (own_data.masks, 'semantic-fpn', 'semantic'),
-]
+MODELS = [(own_data.coco, 'mask-rcnn', 'instances'), (own_data.masks, 'semantic-fpn', 'semantic')]
 
 
 @pytest.mark.slow
