@@ -219,7 +219,7 @@ def train(started: Started, arguments: Sequence[str] = ()) -> str:
     best = sorted((started.out / 'train').glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     if not best:
         raise UsageError(
-            f'no evaluation found anything ({METRICS[started.data.task]}), so nothing was kept. Train longer: '
+            f'no evaluation found anything ({METRICS[started.data.task]}), so no checkpoint is best. Train longer: '
             '--epochs or --minutes.'
         )
     run_tool(evaluation[0], config, best[-1], *evaluation[3:])
