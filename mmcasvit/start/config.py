@@ -337,9 +337,7 @@ def _mask_rcnn(data: Data, choices: Choices, recipe: Recipe) -> str:
     rpn: dict[str, Any] = dict(anchor_generator=dict(scales=[recipe.scale]))
     box: dict[str, Any] = dict(num_classes=classes)
     mask: dict[str, Any] = dict(num_classes=classes)
-    extractors: dict[str, Any] = dict(
-        bbox_roi_extractor=dict(finest_scale=recipe.finest), mask_roi_extractor=dict(finest_scale=recipe.finest)
-    )
+    roi_head: dict[str, Any] = dict(bbox_head=box, mask_head=mask)
     if not choices.pretrained:
         neck['norm_cfg'] = _norm(recipe)
     entries: dict[str, Any] = dict(backbone=backbone)
@@ -348,20 +346,16 @@ def _mask_rcnn(data: Data, choices: Choices, recipe: Recipe) -> str:
         rpn |= dict(in_channels=width, feat_channels=width)
         box |= dict(in_channels=width, fc_out_channels=4 * width)
         mask |= dict(in_channels=width, conv_out_channels=width, num_convs=2)
-        for extractor in extractors.values():
-            extractor['out_channels'] = width
+        roi_head |= {name: dict(out_channels=width) for name in ('bbox_roi_extractor', 'mask_roi_extractor')}
         reasons.append('Fewer proposals than for COCO, since these images hold fewer objects.')
         entries['train_cfg'] = dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64)))
         entries['test_cfg'] = dict(rpn=dict(nms_pre=500, max_per_img=200))
-    reasons.append(
-        f'Anchors: {recipe.why["objects"]} The smallest anchor is {4 * recipe.scale:g} pixels wide. Objects up to '
-        f'{2 * recipe.finest} pixels use the finest level, larger ones the coarser levels, so that all stages learn.'
-    )
+    reasons.append(f'Anchors: {recipe.why["objects"]} The smallest anchor is {4 * recipe.scale:g} pixels wide.')
     if 'small' in recipe.why:
         reasons.append(recipe.why['small'])
     if neck:
         entries['neck'] = neck
-    entries |= dict(rpn_head=rpn, roi_head=dict(**extractors, bbox_head=box, mask_head=mask))
+    entries |= dict(rpn_head=rpn, roi_head=roi_head)
     return _model_section(entries, reasons)
 
 

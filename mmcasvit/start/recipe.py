@@ -51,7 +51,6 @@ class Recipe:
         width: Channels of neck and heads, or None for those of the published recipe.
         scale: Side of the smallest anchor over its stride.
         levels: Number of levels of RetinaNet.
-        finest: Side of objects below which Mask R-CNN looks at its finest level.
         batch, workers: Images of a step, and processes that load them.
         samples: Images that training sees in all.
         evaluations: Number of evaluations in training.
@@ -64,7 +63,6 @@ class Recipe:
     width: int | None = None
     scale: float = 4
     levels: int = 5
-    finest: int = 56
     batch: int = 8
     workers: int = 2
     samples: int = 0
@@ -121,7 +119,6 @@ def _choose_anchors(data: Data, recipe: Recipe) -> None:
     measured = f'Objects are {small:.0f} to {large:.0f} pixels wide in the model (5% to 95%, median {middle:.0f})'
     recipe.scale = float(np.clip(round(small / 4 * 2) / 2, 2, 8))
     recipe.levels = int(np.clip(math.ceil(math.log2(max(large, 1) / 28)) + 1, 3, 5))
-    recipe.finest = int(np.clip(round(large / 4), 8, 56))
     recipe.why['objects'] = f'{measured}.'
     if small < 8:
         recipe.why['small'] = (

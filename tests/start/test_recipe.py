@@ -36,7 +36,6 @@ def test_the_size_follows_the_images_up_to_a_limit():
 def test_anchors_follow_the_objects():
     small, large = recipe_of(data_of((10, 20, 40))), recipe_of(data_of((60, 200, 500)))
     assert small.scale < large.scale
-    assert small.finest < large.finest
     assert small.levels < large.levels
     assert 'small' not in small.why
     assert '--size' in recipe_of(data_of((4, 20, 40))).why['small']
