@@ -42,7 +42,7 @@ def test_it_runs(tmp_path):
     exports = all(importlib.util.find_spec(name) for name in ('onnx', 'onnxscript', 'onnxruntime'))
     assert 'export.py' in parts[-1]
     (tmp_path / 'notebook.py').write_text('\n\n'.join(parts if exports else parts[:-1]))
-    environment = {**os.environ, 'EPOCHS': '1', 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'EPOCHS': '5', 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, 'notebook.py']
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
@@ -51,7 +51,7 @@ def test_it_runs(tmp_path):
     assert all(left + width <= 128 for left, _, width, _ in (entry['bbox'] for entry in fixed['annotations']))
     work = tmp_path / 'work_dirs/desk'
     assert float(re.search(r'coco/bbox_mAP_50: (\S+)', done.stdout)[1]) > 0
-    assert (work / 'epoch_1.pth').exists()
+    assert (work / 'epoch_5.pth').exists()
     if exports:
         assert (work / 'desk.onnx').stat().st_size > 5e6
         assert re.search(r'\| desk\.onnx \| fp32 ', done.stdout)
