@@ -8,7 +8,6 @@ run.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from mmcasvit.datasets.checks.listing import load_datasets
 from mmcasvit.datasets.checks.report import as_json, as_text, conclusion
 from mmcasvit.datasets.checks.sheet import draw_sheet
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.timing import cores
 
 SHEET_SUFFIXES = ('.png', '.jpg', '.jpeg')
 
@@ -38,7 +38,7 @@ def parse_args():
     parser.add_argument(
         '--workers',
         type=int,
-        default=min(8, len(os.sched_getaffinity(0))),
+        default=min(8, cores()),
         help='number of processes that read images (default: %(default)s on this machine)',
     )
     parser.add_argument('--limit', type=int, metavar='N', help='check only the first N images of each dataset')

@@ -6,7 +6,6 @@ masks or masks in color. Nothing in the folder is changed. Prints the next comma
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 from mmcasvit.apis.preflight import check_writable
@@ -16,6 +15,7 @@ from mmcasvit.start.prepare import LAYOUTS, TASKS, Options
 from mmcasvit.start.recipe import MODELS, Choices
 from mmcasvit.start.run import start, train
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.timing import cores
 
 
 def parse_args():
@@ -68,7 +68,7 @@ def parse_args():
     parser.add_argument('--seed', type=int, default=0, help='seed of that choice (default: %(default)s)')
     parser.add_argument('--fix', action='store_true', help='leave out images and objects that are at fault')
     parser.add_argument('--force', action='store_true', help='write over a config that was edited')
-    parser.add_argument('--workers', type=int, default=min(8, len(os.sched_getaffinity(0))), help=argparse.SUPPRESS)
+    parser.add_argument('--workers', type=int, default=min(8, cores()), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

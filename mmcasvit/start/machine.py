@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import math
-import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mmcasvit.apis.options import has_accelerator
 from mmcasvit.benchmark.step_memory import measure_step
 from mmcasvit.datasets.config import leaf_datasets
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.timing import cores
 
 # Room for scratch space of libraries and for images that are larger than those of the measurement.
 _SLACK = 1.2
@@ -34,7 +34,7 @@ class Machine:
     Attributes:
         accelerated: Whether it has a GPU or another accelerator.
         workers: Processes that load images.
-        free: Free memory in bytes, of the accelerator if there is one.
+        free: Free memory in bytes, of the accelerator if there is one, or None if it is unknown.
         fixed: Bytes of a step that do not depend on the batch, such as weights.
         per_image: Bytes of a step for each image.
         seconds_per_image: Seconds of a step for each image.
@@ -42,35 +42,37 @@ class Machine:
 
     accelerated: bool
     workers: int
-    free: int
+    free: int | None
     fixed: int = 0
     per_image: int = 0
     seconds_per_image: float = 0
 
     def largest_batch(self, wanted: int) -> int:
         """Return the largest batch that fits, up to the one that is wanted."""
-        room = 0.8 * self.free - self.fixed
-        return max(1, min(wanted, int(room / (_SLACK * self.per_image)))) if self.per_image else wanted
+        if self.free is None or not self.per_image:
+            return wanted
+        return max(1, min(wanted, int((0.8 * self.free - self.fixed) / (_SLACK * self.per_image))))
 
     def describe(self, batch: int) -> str:
         """Return how much memory a batch needs, in words."""
         if not self.per_image:
             return f'{batch} images a step.'
         needed = self.fixed + _SLACK * self.per_image * batch
+        available = '' if self.free is None else f', of {self.free / 2**30:.1f} GiB that are free'
         return (
             f'{batch} images a step need about {needed / 2**30:.1f} GiB (measured: {self.per_image / 2**20:.0f} MiB an '
-            f'image and {self.fixed / 2**20:.0f} MiB besides), of {self.free / 2**30:.1f} GiB that are free.'
+            f'image and {self.fixed / 2**20:.0f} MiB besides){available}.'
         )
 
 
-def _free_memory() -> int:
-    """Return how many bytes this process may still take."""
+def _free_memory() -> int | None:
+    """Return how many bytes this process may still take, or None if this system does not say."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES')
-    for line in Path('/proc/meminfo').read_text().splitlines() if Path('/proc/meminfo').is_file() else ():
-        if line.startswith('MemAvailable:'):
-            free = int(line.split()[1]) * 1024
+    if not Path('/proc/meminfo').is_file():
+        return None
+    fields = dict(line.split(':', 1) for line in Path('/proc/meminfo').read_text().splitlines())
+    free = int(fields['MemAvailable'].split()[0]) * 1024
     limit, used = (Path('/sys/fs/cgroup', name) for name in ('memory.max', 'memory.current'))
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
         free = min(free, int(text) - int(used.read_text()))
@@ -79,8 +81,9 @@ def _free_memory() -> int:
 
 def this_machine() -> Machine:
     """Return what is known about this machine without a measurement."""
-    cores, accelerated = len(os.sched_getaffinity(0)), has_accelerator()
-    return Machine(accelerated, min(8, cores) if accelerated else max(1, min(2, cores // 2)), _free_memory())
+    accelerated = has_accelerator()
+    workers = min(8, cores()) if accelerated else max(1, min(2, cores() // 2))
+    return Machine(accelerated, workers, _free_memory())
 
 
 def measure(cfg: Config, machine: Machine) -> None:
@@ -123,5 +126,5 @@ def _time_step(cfg: Config) -> float:
                 f'the loss of the first step is {loss.item()}. Look at the labels: tools/check_dataset.py.'
             )
         times.append(clock() - start)
-    threads = 1 if device == 'cuda' else min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    threads = 1 if device == 'cuda' else min(torch.get_num_threads(), cores())
     return min(times) / _IMAGES / threads

@@ -201,16 +201,18 @@ def copy_limit(device: str) -> Limit:
     return Limit(lambda: target.copy_(source), 2.0 * _COPY_BYTES[device])
 
 
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def machine(devices: Sequence[str]) -> str:
     """Describe the processors, with the versions that determine how fast they compute."""
     name = platform.processor() or platform.machine()
     if os.path.exists('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as file:
             name = next((line.split(':', 1)[1].strip() for line in file if line.startswith('model name')), name)
-    parts = [
-        f'{len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()} CPU cores '
-        f'({name}, {torch.backends.cpu.get_cpu_capability()})'
-    ]
+    parts = [f'{cores()} CPU cores ({name}, {torch.backends.cpu.get_cpu_capability()})']
     if 'cuda' in devices:
         parts.append(torch.cuda.get_device_name())
     return ', '.join([*parts, f'PyTorch {torch.__version__}'])
