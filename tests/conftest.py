@@ -1,9 +1,10 @@
 """Fixtures that tests of several rooms use."""
 
 import logging
+import sys
 
 import pytest
-from helpers.repository import ROOT
+from helpers.repository import ROOT, load_tool
 from helpers.tool_server import ToolServer
 from mmengine.logging import MMLogger
 
@@ -41,3 +42,20 @@ def _quiet_logger():
             if isinstance(handler, logging.FileHandler):
                 logger.removeHandler(handler)
                 handler.close()
+
+
+@pytest.fixture
+def run_main(monkeypatch, tmp_path, capsys):
+    """Return a function that runs a tool in this process, in an empty folder, and returns its status and output."""
+
+    def run(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, arguments)])
+        try:
+            load_tool(tool).main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return run

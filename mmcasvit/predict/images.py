@@ -13,7 +13,7 @@ from rich.progress import track
 from mmcasvit.utils.images import open_image
 
 from .outputs import Output
-from .predictor import name_labels
+from .predictor import Predictor, name_labels
 from .tiles import TiledPredictor
 
 # Longest side of a JPEG, in pixels.
@@ -102,16 +102,8 @@ def _segment(inferencer: Any, batch: Sequence[Output], score_thr: float) -> None
 
 
 def _classify(inferencer: Any, batch: Sequence[Output], score_thr: float) -> None:
-    images = [output.source for output in batch]
+    images, predictor = [output.source for output in batch], Predictor(inferencer, 'mmpretrain', score_thr)
     samples = [sample for data in inferencer.preprocess(images, len(batch)) for sample in inferencer.forward(data)]
     for output, sample, result in zip(batch, samples, inferencer.postprocess(samples, None)):
         dump(result, output.prediction, indent=1)
-        # Class names do not fit into a drawing of a small image, so all drawings are enlarged to one size.
-        inferencer.visualizer.visualize_cls(
-            mmcv.imread(output.source, channel_order='rgb'),
-            sample,
-            classes=inferencer.classes,
-            resize=448,
-            draw_gt=False,
-            out_file=str(output.drawing),
-        )
+        mmcv.imwrite(predictor.draw(mmcv.imread(output.source), sample), str(output.drawing))

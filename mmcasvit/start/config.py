@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmcasvit.archs import ARCHS
-from mmcasvit.utils.errors import UsageError
 
-from .prepare import Data, write_text
+from .prepare import Data
 from .recipe import Choices, Recipe
 
 _BASES = {
@@ -115,17 +114,6 @@ def is_edited(file: Path) -> bool:
     return _digest(text) != mark.strip()
 
 
-def save_config(file: Path, text: str, force: bool) -> None:
-    """Write a config.
-
-    Raises:
-        UsageError: If the file was edited since it was written, or is another one, and ``force`` is not set.
-    """
-    if file.exists() and not force and is_edited(file):
-        raise UsageError(f'{file} was edited. Use --force to write over it, or another --out-dir.')
-    write_text(file, text)
-
-
 def _data_section(data: Data) -> str:
     palette = data.palette or make_palette(len(data.classes))
     return (
@@ -160,6 +148,22 @@ def _optimizer(choices: Choices, recipe: Recipe) -> str:
         reason += ' The pretrained backbone learns at a quarter of it.'
         wrapper['paramwise_cfg'] = dict(custom_keys=dict(backbone=dict(lr_mult=0.25)))
     return f'{_comment(reason)}\noptim_wrapper = {_call(wrapper)}'
+
+
+def _warmup(iterations: int) -> int:
+    return max(2, min(500, iterations // 20))
+
+
+def _schedule(recipe: Recipe, iterations: int, length: str, decay: str) -> str:
+    warmup = _warmup(iterations)
+    return f"""\
+{_comment('Schedule: ' + recipe.why['schedule'] + f' The first {warmup} of {iterations} iterations warm up.')}
+train_cfg = dict({length})
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end={warmup}),
+    dict({decay}),
+]
+auto_scale_lr = dict(base_batch_size={recipe.batch})"""
 
 
 def _hooks(data: Data, recipe: Recipe, per_epoch: bool, interval: int, out: Path) -> str:
@@ -260,15 +264,12 @@ tta_pipeline = [
     else:
         loaders += ['test_dataloader = val_dataloader', 'test_evaluator = val_evaluator']
     iterations = epochs * math.ceil(data.counts['train'] * times / recipe.batch)
-    warmup = max(2, min(500, iterations // 20))
-    schedule = f"""\
-{_comment('Schedule: ' + why['schedule'] + f' The first {warmup} of {iterations} iterations warm up.')}
-train_cfg = dict(max_epochs={epochs}, val_interval={interval})
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end={warmup}),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end={epochs}, T_max={epochs}, convert_to_iter_based=True),
-]
-auto_scale_lr = dict(base_batch_size={recipe.batch})"""
+    schedule = _schedule(
+        recipe,
+        iterations,
+        f'max_epochs={epochs}, val_interval={interval}',
+        f"type='CosineAnnealingLR', by_epoch=True, begin=0, end={epochs}, T_max={epochs}, convert_to_iter_based=True",
+    )
     model = dict(retinanet=_retinanet, rtmdet=_rtmdet, **{'mask-rcnn': _mask_rcnn})[choices.model](
         data, choices, recipe
     )
@@ -441,15 +442,12 @@ tta_pipeline = [
         loaders.append('test_dataloader = val_dataloader')
     iterations = recipe.iterations()
     interval = max(1, iterations // recipe.evaluations)
-    warmup = max(2, min(500, iterations // 20))
-    schedule = f"""\
-{_comment('Schedule: ' + why['schedule'] + f' The first {warmup} of {iterations} iterations warm up.')}
-train_cfg = dict(max_iters={iterations}, val_interval={interval})
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end={warmup}),
-    dict(type='PolyLR', power=0.9, begin={warmup}, end={iterations}, eta_min=0.0, by_epoch=False),
-]
-auto_scale_lr = dict(base_batch_size={recipe.batch})"""
+    schedule = _schedule(
+        recipe,
+        iterations,
+        f'max_iters={iterations}, val_interval={interval}',
+        f"type='PolyLR', power=0.9, begin={_warmup(iterations)}, end={iterations}, eta_min=0.0, by_epoch=False",
+    )
     return [
         pipelines,
         _segmentor_model(data, choices, recipe),

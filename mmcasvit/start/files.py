@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import ExifTags
+
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import DATA_FORMATS, IMAGE_SUFFIXES, open_image
 
@@ -144,14 +146,10 @@ def image_size(path: Path) -> tuple[int, int] | None:
     try:
         with open_image(path, DATA_FORMATS) as image:
             width, height = image.size
-            return (height, width) if _turns(image) else (width, height)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (height, width) if turned else (width, height)
     except Exception:  # decoders raise nearly anything; the check of the data says what
         return None
-
-
-def _turns(image) -> bool:
-    orientation = image.getexif().get(0x0112, 1)
-    return orientation in (5, 6, 7, 8)
 
 
 def image_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | None]:

@@ -15,11 +15,13 @@ from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import DATA_FORMATS, open_image
 from mmcasvit.utils.text import shorten
 
-from .files import SPLITS, Files, listed_splits, read_lines
+from .files import Files, listed_splits, read_lines
 
 IGNORED = 255
 # A mask has no more values, or colors, than this.
 _MOST_VALUES = 256
+# Pillow's modes of masks whose classes are colors.
+_COLOR_MODES = ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')
 _MASK_WORDS = re.compile(
     r'(mask|label|annot|seg|truth|(^|[^a-z])gt|target|trimap|index)[a-z]*|(^|[\W_])(l|y)($|[\W_])', re.IGNORECASE
 )
@@ -50,7 +52,7 @@ def read_mask(path: Path) -> np.ndarray:
     with open_image(path, DATA_FORMATS) as image:
         if _is_lossy(path):
             return np.where(np.asarray(image.convert('L')) > 127, 255, 0)
-        if image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
+        if image.mode in _COLOR_MODES:
             colors = np.asarray(image.convert('RGB')).astype(np.int32)
             return colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]
         return np.asarray(image).astype(np.int32)
@@ -64,7 +66,7 @@ def _is_colored(path: Path) -> bool:
     if _is_lossy(path):
         return False
     with open_image(path, DATA_FORMATS) as image:
-        return image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')
+        return image.mode in _COLOR_MODES
 
 
 def _looks_like_mask(path: Path) -> bool:
@@ -77,7 +79,7 @@ def _looks_like_mask(path: Path) -> bool:
         with open_image(path, DATA_FORMATS) as image:
             if max(image.size) > 1024:
                 image = image.resize((max(1, image.width // 4), max(1, image.height // 4)), 0)
-            return image.getcolors(_MOST_VALUES) is not None and len(image.getcolors(_MOST_VALUES)) <= _MOST_VALUES // 2
+            return image.getcolors(_MOST_VALUES // 2) is not None
     except Exception:  # decoders raise nearly anything
         return False
 
@@ -272,7 +274,7 @@ def _color(cells: Sequence[str]) -> int:
     return red << 16 | green << 8 | blue
 
 
-def _list_of_names(files: Files) -> list[str] | dict[int, str]:
+def _list_of_names(files: Files, table: Path | None) -> list[str] | dict[int, str]:
     for file in files.labels['.json']:
         if re.search(r'class|label|name', file.stem, re.IGNORECASE):
             try:
@@ -288,7 +290,6 @@ def _list_of_names(files: Files) -> list[str] | dict[int, str]:
                     return {int(key): name for key, name in content.items()}
                 if all(isinstance(number, int) for number in content.values()):
                     return {number: str(name) for name, number in content.items()}
-    _, table = _find_names(files)
     if table and table.suffix.lower() == '.txt':
         return [line for line in read_lines(table) if not line.startswith('#')]
     return []
@@ -316,7 +317,7 @@ def explain(files: Files, masks: Masks, classes: Sequence[str], zero: str) -> Me
             raise UsageError('masks with only 0 and 255 have two classes: --classes BACKGROUND FOREGROUND.')
         return Meaning(pair, {0: 0, IGNORED: 1}, note='the masks are black and white: 255 is the foreground')
     used = [value for value in values if value != IGNORED]
-    names: list[str] | dict[int, str] = list(classes) or known or _list_of_names(files)
+    names: list[str] | dict[int, str] = list(classes) or known or _list_of_names(files, file)
     if isinstance(names, dict):
         return _explain_named(files, masks, used, names, zero)
     return _explain_listed(files, masks, used, names, zero)
@@ -435,11 +436,3 @@ def _explain_colors(
     palette = [(color >> 16, color >> 8 & 255, color & 255) for color in used]
     note = f'{"gray levels" if gray else "colors"} of the masks are the classes'
     return Meaning([names[color] for color in used], labels, colors=palette, note=note)
-
-
-def splits_of(masks: Masks) -> dict[str, list[tuple[Path, Path]]]:
-    """Return image and mask of each pair, by split."""
-    found = defaultdict(list)
-    for image, mask, split in masks.pairs:
-        found[split].append((image, mask))
-    return {split: found[split] for split in (*SPLITS, '') if split in found}

@@ -16,11 +16,12 @@ from pycocotools import mask as coco_mask
 from mmcasvit.datasets.outlines import outline_fault
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.text import shorten
+from mmcasvit.weights import integrity
 
-from . import boxes
-from .boxes import Boxes, Part
 from .files import SPLITS, Files, image_sizes, list_files
 from .masks import IGNORED, Meaning, count_values, explain, find_masks, read_mask
+from .readers import coco, labelme, table, voc, yolo
+from .readers.labels import Boxes, Part, rectangle
 from .split import choose_validation, family
 
 TASKS = ('detect', 'instances', 'semantic')
@@ -88,13 +89,13 @@ class Data:
 def find_layouts(files: Files, task: str) -> dict[str, list[Path]]:
     """Return the files of each layout that a folder holds. Masks are only looked for if the task allows for them."""
     kinds: dict[str, tuple[str, Callable[[Path], bool]]] = dict(
-        coco=('.json', boxes.is_coco),
-        labelme=('.json', boxes.is_labelme),
-        voc=('.xml', boxes.is_voc),
-        csv=('.csv', boxes.is_csv),
+        coco=('.json', coco.is_coco),
+        labelme=('.json', labelme.is_labelme),
+        voc=('.xml', voc.is_voc),
+        csv=('.csv', table.is_csv),
     )
     found = {name: [file for file in files.labels[suffix] if fits(file)] for name, (suffix, fits) in kinds.items()}
-    rows = [file for file in files.labels['.txt'] if boxes.is_yolo(file)]
+    rows = [file for file in files.labels['.txt'] if yolo.is_yolo(file)]
     found['yolo'] = [file for file in rows if files.of_label(file)] if rows else []
     if task in ('', 'semantic') and (masks := find_masks(files)):
         found['masks'] = [mask for _, mask, _ in masks.pairs]
@@ -147,11 +148,11 @@ def prepare(root: Path, out: Path, options: Options) -> Data:
     if layout == 'masks':
         return _prepare_masks(files, out, options)
     readers: dict[str, Callable[[], Boxes]] = dict(
-        coco=lambda: boxes.read_coco(files, found),
-        voc=lambda: boxes.read_voc(files, found, options.unlabeled),
-        yolo=lambda: boxes.read_yolo(files, found, options.unlabeled, options.classes),
-        labelme=lambda: boxes.read_labelme(files, found, options.unlabeled),
-        csv=lambda: boxes.read_csv(files, found, options.unlabeled),
+        coco=lambda: coco.read_coco(files, found),
+        voc=lambda: voc.read_voc(files, found, options.unlabeled),
+        yolo=lambda: yolo.read_yolo(files, found, options.unlabeled, options.classes),
+        labelme=lambda: labelme.read_labelme(files, found, options.unlabeled),
+        csv=lambda: table.read_csv(files, found, options.unlabeled),
     )
     labels = readers[layout]()
     outlined, objects = labels.outlined
@@ -264,7 +265,7 @@ def _complete_outlines(part: Part) -> None:
     for number, entry in enumerate(part.content['annotations']):
         if not entry.get('segmentation') and isinstance(entry.get('bbox'), list) and len(entry['bbox']) == 4:
             part.file = None
-            part.content['annotations'][number] = dict(entry, segmentation=[boxes._rectangle(*entry['bbox'])])
+            part.content['annotations'][number] = dict(entry, segmentation=[rectangle(*entry['bbox'])])
 
 
 def _write_boxes(files: Files, labels: Boxes, classes: list[str], out: Path, task: str) -> Data:
@@ -304,9 +305,7 @@ def write_json(target: Path, content: dict) -> None:
 def write_text(target: Path, text: str) -> None:
     """Write a text file in one step, so that it is never there in part."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f'.{target.name}.part')
-    unfinished.write_text(text, encoding='utf-8')
-    os.replace(unfinished, target)
+    integrity.write_text(target, text)
 
 
 # ---- Masks

@@ -20,7 +20,7 @@ from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.text import shorten
 from mmcasvit.weights.checkpoint import read_ahead
 
-from .config import METRICS, NAMES, base_of, is_edited, save_config, write_config
+from .config import METRICS, NAMES, base_of, is_edited, write_config
 from .machine import measure, this_machine
 from .prepare import Data, Options, prepare, write_json, write_text
 from .recipe import MODELS, Choices, choose_schedule, choose_shape
@@ -139,7 +139,7 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
     measure(cfg, machine)
     choose_schedule(data, choices, machine, recipe)
-    save_config(config, write_config(data, choices, recipe, out), force)
+    write_text(config, write_config(data, choices, recipe, out))
     load_config(str(config))
     why = recipe.why
     lines += [

@@ -60,7 +60,7 @@ def rename_durably(unfinished: Path, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically."""
     unfinished = path.with_name(f'.{path.name}{UNFINISHED}')
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding='utf-8')
     rename_durably(unfinished, path)
 
 
@@ -71,7 +71,7 @@ def read_pointer(work_dir: str | Path) -> Path | None:
     checkpoint of the same name in the work dir is meant.
     """
     try:
-        named = Path(work_dir, 'last_checkpoint').read_text().strip()
+        named = Path(work_dir, 'last_checkpoint').read_text(encoding='utf-8').strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     if not named or not named.isprintable():

@@ -1,10 +1,8 @@
 """``tools/plug.py``: the files that it writes, wrong arguments, the compatibility table."""
 
-import sys
-
 import pytest
 from helpers.plug_configs import BYTETRACK, FCOS, PSPNET
-from helpers.repository import ROOT, load_tool
+from helpers.repository import ROOT
 from mmengine.config import Config
 
 from mmcasvit.plugin import try_out
@@ -72,33 +70,16 @@ def test_overrides_delete_what_merging_would_keep():
     assert merged.to_dict() == new
 
 
-@pytest.fixture
-def run_main(monkeypatch, tmp_path, capsys):
-    """Return a function that runs the tool in an empty folder and returns its exit status and output."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['plug.py', *map(str, arguments)])
-        try:
-            load_tool('plug').main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, capsys.readouterr()
-
-    monkeypatch.chdir(tmp_path)
-    return run
-
-
 def test_tool_writes_one_file_and_overwrites_only_with_force(run_main, tmp_path):
-    status, printed = run_main(FCOS, '--arch', 'xs', '--out', 'new.py', '--no-verify')
+    status, printed = run_main('plug', FCOS, '--arch', 'xs', '--out', 'new.py', '--no-verify')
     assert status == 0
     assert 'model.neck.in_channels: [256, 512, 1024, 2048] -> [56, 112, 220]' in printed.out
     assert Config.fromfile(tmp_path / 'new.py').model.neck.in_channels == [56, 112, 220]
     written = (tmp_path / 'new.py').read_text()
-    status, printed = run_main(FCOS, '--arch', 's', '--out', 'new.py', '--no-verify')
+    status, printed = run_main('plug', FCOS, '--arch', 's', '--out', 'new.py', '--no-verify')
     assert (status, printed.err) == (2, 'error: new.py exists; use --force to overwrite it\n')
     assert (tmp_path / 'new.py').read_text() == written
-    assert run_main(FCOS, '--arch', 's', '--out', 'new.py', '--no-verify', '--force', '--train-norms')[0] == 0
+    assert run_main('plug', FCOS, '--arch', 's', '--out', 'new.py', '--no-verify', '--force', '--train-norms')[0] == 0
     backbone = Config.fromfile(tmp_path / 'new.py').model.backbone
     assert (backbone.arch, backbone.norm_eval) == ('s', False)
 
@@ -115,7 +96,7 @@ def test_tool_writes_one_file_and_overwrites_only_with_force(run_main, tmp_path)
     ],
 )
 def test_tool_writes_nothing_with_wrong_arguments(run_main, tmp_path, arguments, words):
-    status, printed = run_main(*arguments)
+    status, printed = run_main('plug', *arguments)
     assert status == 2
     assert printed.err.startswith(f'error: {words}')
     assert printed.err.count('\n') == 1
@@ -129,7 +110,7 @@ def test_table_shows_what_works_and_exits_with_1_on_failures(run_main, run_tool,
     assert row[:2] == [f'| `{FCOS}`', '8 16 32']
     assert [cell.strip() for cell in row[3:]] == ['ok', 'ok', 'ok']
     (tmp_path / 'broken.py').write_text(f"_base_ = '{FCOS}'\nmodel = dict(bbox_head=dict(in_channels=128))\n")
-    status, printed = run_main('--table', 'broken.py', BYTETRACK)
+    status, printed = run_main('plug', '--table', 'broken.py', BYTETRACK)
     broken, refused = (line.split(' | ') for line in printed.out.strip().splitlines()[-2:])
     assert status == 1
     assert broken[3] == 'ok'
@@ -140,10 +121,10 @@ def test_table_shows_what_works_and_exits_with_1_on_failures(run_main, run_tool,
 
 def test_safe_adds_what_the_recipes_have_and_nothing_twice(run_main, tmp_path):
     arguments = [FCOS, '--arch', 'xs', '--no-verify']
-    status, printed = run_main(*arguments, '--out', 'plain.py')
+    status, printed = run_main('plug', *arguments, '--out', 'plain.py')
     line = next(line for line in printed.out.splitlines() if 'missing: ' in line)
     assert (status, line.endswith('. --safe adds them')) == (0, True)
-    status, printed = run_main(*arguments, '--out', 'safe.py', '--safe')
+    status, printed = run_main('plug', *arguments, '--out', 'safe.py', '--safe')
     assert line.replace('missing', 'added').removesuffix('. --safe adds them') in printed.out.splitlines()
     cfg = Config.fromfile(tmp_path / 'safe.py')
     hook = cfg.default_hooks.checkpoint
@@ -153,7 +134,7 @@ def test_safe_adds_what_the_recipes_have_and_nothing_twice(run_main, tmp_path):
     assert [step.type for step in first.transforms] == ['LoadImageFromFile', 'LoadAnnotations']
     assert (first.type, second.type) == ('mmcasvit.SkipUnreadable', 'Resize')
     assert add_safety(cfg) == []
-    _, printed = run_main('safe.py', '--arch', 's', '--out', 'again.py', '--no-verify')
+    _, printed = run_main('plug', 'safe.py', '--arch', 's', '--out', 'again.py', '--no-verify')
     assert 'missing' not in printed.out
 
 

@@ -1,12 +1,10 @@
 """Comparison of runs: the page, what it concludes, and what it refuses."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from helpers.reports import Page, write_evaluation
-from helpers.repository import load_tool
 
 from mmcasvit.report.images import RecordedImages
 from mmcasvit.report.versus import image_names, read_side, write_comparison
@@ -122,21 +120,6 @@ def test_a_damaged_record_is_named(runs, tmp_path):
         RecordedImages(file)
 
 
-@pytest.fixture
-def run_main(monkeypatch, capsys, tmp_path):
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, arguments)])
-        try:
-            load_tool('compare').main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, capsys.readouterr()
-
-    monkeypatch.chdir(tmp_path)
-    return run
-
-
 @pytest.mark.parametrize(
     'arguments, words',
     [
@@ -152,7 +135,7 @@ def test_wrong_arguments_are_one_line(runs, run_main, tmp_path, arguments, words
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'there.html').write_text('mine')
     places = [tmp_path / name if name in ('empty', 'nowhere') else name for name in arguments]
-    status, printed = run_main(*[runs / name if name in ('good', 'bad') else name for name in places])
+    status, printed = run_main('compare', *[runs / name if name in ('good', 'bad') else name for name in places])
     assert status == 2
     assert words in printed.err
     assert printed.err.count('\n') == 1
@@ -161,7 +144,7 @@ def test_wrong_arguments_are_one_line(runs, run_main, tmp_path, arguments, words
 
 @pytest.mark.slow
 def test_the_tool_prints_what_the_page_says(runs, run_main, tmp_path):
-    status, printed = run_main(runs / 'bad', runs / 'good', '--resamples', 40, '--images', 1)
+    status, printed = run_main('compare', runs / 'bad', runs / 'good', '--resamples', 40, '--images', 1)
     assert status == 0
     verdict, *_, file = printed.out.splitlines()
     assert verdict.startswith('box AP 0.')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,9 +22,6 @@ from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import DATA_FORMATS, check_regular, open_image
 
 from .problems import CheckedDataset, Sample
-
-# The tag of EXIF that asks for a rotation or a flip.
-_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -66,7 +63,10 @@ def read_sample(sample: Sample) -> FileReport:
             image.load()
             report.size = ImageOps.exif_transpose(image).size
             report.rotated = report.size != image.size
-            report.turned, report.format = image.getexif().get(_ORIENTATION, 1) not in (0, 1), image.format or ''
+            report.turned, report.format = (
+                image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1),
+                image.format or '',
+            )
         # The other formats have variants that OpenCV does not read.
         if report.format not in ('JPEG', 'PNG', 'BMP', 'WEBP'):
             decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
