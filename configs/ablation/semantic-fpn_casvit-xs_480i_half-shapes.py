@@ -16,7 +16,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 model = dict(data_preprocessor=dict(size=(64, 96)))
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 # Half the learning rate of the twin, at which the separable mixer reached 27 to 57 mIoU depending on the seed.
@@ -29,3 +29,4 @@ train_cfg = dict(max_iters=iterations, val_interval=iterations)
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=iterations, save_best=None), visualization=dict(draw=False)
 )
+auto_scale_lr = dict(base_batch_size=8)

@@ -16,6 +16,10 @@ _ENOUGH_FOR_BATCHNORM = 4
 # Times that training sees an image, from random and from ImageNet weights, and the least number of samples.
 # Beyond the most epochs, a model learns the images by heart.
 _EPOCHS, _SAMPLES, _MOST_EPOCHS = {False: 24, True: 12}, {False: 16000, True: 8000}, 100
+# Where time is short, images shrink until training sees this many of them, but not below this longer side, and not so
+# far that a quarter of the objects is narrower than this. All but the first are in pixels.
+_LEAST_SAMPLES, _LEAST_SIZE, _LEAST_OBJECT = {False: 4000, True: 2000}, 256, 16
+_MINUTES_WITHOUT_GPU = 10.0
 
 
 @dataclass
@@ -79,12 +83,20 @@ def _whole(number: float, step: int = 32) -> int:
     return max(step, round(number / step) * step)
 
 
-def choose_shape(data: Data, choices: Choices, machine: Machine) -> Recipe:
-    """Choose what depends on the images and objects only: sizes, widths, and anchors."""
+def choose_shape(data: Data, choices: Choices, machine: Machine, limit: int | None = None) -> Recipe:
+    """Choose what depends on the images and objects only: sizes, widths, and anchors.
+
+    Args:
+        data: The data.
+        choices: Choices of the user.
+        machine: The machine.
+        limit: Largest longer side of an image in the model, as :func:`affordable_size` returns it.
+    """
     sizes = np.array(data.sizes or [(640, 480)], float)
     longer = float(np.median(sizes.max(1)))
-    limit = 1024 if machine.accelerated else 640
-    size = choices.size or min(limit, math.ceil(longer / 32) * 32)
+    most = 1024 if machine.accelerated else 640
+    usual = min(most, math.ceil(longer / 32) * 32)
+    size = choices.size or min(limit or most, usual)
     shown = sizes * (size / sizes.max(1, keepdims=True))
     alike = np.ptp(shown[:, 0]) + np.ptp(shown[:, 1]) < 64
     width, height = np.median(shown, axis=0) if alike else (size, size)
@@ -94,6 +106,11 @@ def choose_shape(data: Data, choices: Choices, machine: Machine) -> Recipe:
         why['size'] = f'--size {size}; the longer side of the images is {longer:.0f} pixels (median).'
     elif size >= longer:
         why['size'] = f'the size of the images, whose longer side is {longer:.0f} pixels (median).'
+    elif limit:
+        why['size'] = (
+            f'less than the images have (longer side {longer:.0f} pixels, median), so that training sees enough of '
+            f'them in its time. --size {usual} with more --minutes shows small objects better.'
+        )
     else:
         device = 'a GPU' if machine.accelerated else 'a machine without a GPU'
         why['size'] = (
@@ -112,9 +129,46 @@ def choose_shape(data: Data, choices: Choices, machine: Machine) -> Recipe:
     return recipe
 
 
+def _minutes(choices: Choices, machine: Machine) -> float | None:
+    """Return the time for training, or None if it does not matter."""
+    if choices.minutes or choices.epochs or machine.accelerated:
+        return choices.minutes
+    return _MINUTES_WITHOUT_GPU
+
+
+def _affordable_samples(minutes: float, machine: Machine) -> int:
+    return int(minutes * 60 * 0.8 / machine.seconds_per_image)  # the rest is evaluation
+
+
+def affordable_size(data: Data, choices: Choices, machine: Machine, recipe: Recipe) -> int | None:
+    """Return the longer side at which training sees enough images in its time, or None if the chosen one will do.
+
+    A model that starts from random weights learns more from many small images than from a few large ones.
+
+    Args:
+        data: The data.
+        choices: Choices of the user.
+        machine: The machine, with the time that an image of the recipe's size takes.
+        recipe: The recipe so far.
+    """
+    minutes = _minutes(choices, machine)
+    if choices.size or not minutes or not machine.seconds_per_image:
+        return None
+    share = _affordable_samples(minutes, machine) / _LEAST_SAMPLES[choices.pretrained is not None]
+    least: float = _LEAST_SIZE
+    if len(data.objects):
+        least = max(least, recipe.size * _LEAST_OBJECT / max(1, np.quantile(_sides(data, recipe), 0.25)))
+    size = math.ceil(max(least, recipe.size * math.sqrt(min(share, 1))) / 32) * 32  # time goes by pixels
+    return size if size < recipe.size else None
+
+
+def _sides(data: Data, recipe: Recipe) -> np.ndarray:
+    """Return the side of a square with the area of each object, in pixels of the model."""
+    return np.sqrt(np.prod(data.objects[:, :2], 1).clip(1)) * recipe.size / data.objects[:, 2:].max(1)
+
+
 def _choose_anchors(data: Data, recipe: Recipe) -> None:
-    objects = data.objects
-    sides = np.sqrt(np.prod(objects[:, :2], 1).clip(1)) * recipe.size / objects[:, 2:].max(1)
+    sides = _sides(data, recipe)
     small, middle, large = np.quantile(sides, [0.05, 0.5, 0.95])
     measured = f'Objects are {small:.0f} to {large:.0f} pixels wide in the model (5% to 95%, median {middle:.0f})'
     recipe.scale = float(np.clip(round(small / 4 * 2) / 2, 2, 8))
@@ -144,11 +198,9 @@ def choose_schedule(data: Data, choices: Choices, machine: Machine, recipe: Reci
     recipe.samples, reason = full, f'{count_of(round(full / images), "epoch")}: enough for {images} images'
     if choices.epochs:
         recipe.samples, reason = math.ceil(choices.epochs * images), f'--epochs {choices.epochs:g}'
-    minutes = choices.minutes
-    if minutes is None and not choices.epochs and not machine.accelerated:
-        minutes = 10.0
+    minutes = _minutes(choices, machine)
     if minutes and machine.seconds_per_image:
-        affordable = int(minutes * 60 * 0.8 / machine.seconds_per_image)  # the rest is evaluation
+        affordable = _affordable_samples(minutes, machine)
         if affordable < recipe.samples or choices.minutes:
             recipe.samples = max(affordable, 20 * recipe.batch)
             reason = (

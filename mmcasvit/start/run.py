@@ -23,7 +23,7 @@ from mmcasvit.weights.checkpoint import read_ahead
 from .config import METRICS, NAMES, base_of, is_edited, write_config
 from .machine import measure, this_machine
 from .prepare import Data, Options, prepare, write_json, write_text
-from .recipe import MODELS, Choices, choose_schedule, choose_shape
+from .recipe import MODELS, Choices, affordable_size, choose_schedule, choose_shape
 
 # Problems that cost nothing but the objects themselves: the frameworks leave these out, or clip them.
 _HARMLESS = ('box_outside', 'empty_box', 'mask_without_image')
@@ -138,6 +138,10 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     harmless = sum(len(d.problems) for d in datasets)
     lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
     measure(cfg, machine)
+    if limit := affordable_size(data, choices, machine, recipe):
+        recipe = choose_shape(data, choices, machine, limit)
+        choose_schedule(data, choices, machine, recipe)
+        measure(_load(write_config(data, choices, recipe, out)), machine)
     choose_schedule(data, choices, machine, recipe)
     write_text(config, write_config(data, choices, recipe, out))
     load_config(str(config))

@@ -7,7 +7,7 @@ from mmcasvit.start.config import epochs_and_times, make_palette
 from mmcasvit.start.files import split_of
 from mmcasvit.start.machine import Machine
 from mmcasvit.start.prepare import Data
-from mmcasvit.start.recipe import Choices, choose_schedule, choose_shape
+from mmcasvit.start.recipe import Choices, affordable_size, choose_schedule, choose_shape
 from mmcasvit.start.split import choose_validation
 from mmcasvit.utils.errors import UsageError
 
@@ -61,6 +61,35 @@ def test_the_schedule_follows_images_and_time():
     assert recipe_of(data_of(), slow, minutes=20).samples == 960
     assert recipe_of(data_of(), slow, epochs=3).samples == 600
     assert recipe_of(data_of(), slow, epochs=3).seconds == 600
+
+
+@pytest.mark.parametrize(
+    'seconds, sides, choices, size',
+    [
+        (0.1, (60, 80, 200), {}, None),  # 4800 images in 8 minutes
+        (0.4, (60, 80, 200), {}, 352),  # 1200 images: a share of 0.3 of the pixels
+        (9, (60, 80, 200), {}, 256),
+        (0.4, (20, 40, 80), {}, 512),  # a quarter of the objects would be smaller than 16 pixels
+        (0.4, (8, 10, 12), {}, None),
+        (0.4, (60, 80, 200), dict(pretrained='xs'), 512),
+        (0.4, (60, 80, 200), dict(minutes=40), None),
+        (0.4, (60, 80, 200), dict(size=640), None),
+        (0.4, (60, 80, 200), dict(epochs=3), None),
+    ],
+)
+def test_images_shrink_where_time_is_short(seconds, sides, choices, size):
+    data, machine = data_of(sides), Machine(**CPU, seconds_per_image=seconds)
+    choices = Choices('retinanet', **choices)
+    recipe = choose_shape(data, choices, machine)
+    assert affordable_size(data, choices, machine, recipe) == size
+    if size:
+        smaller = choose_shape(data, choices, machine, size)
+        assert (smaller.size, '--size 640' in smaller.why['size']) == (size, True)
+
+
+def test_a_gpu_has_time_for_all_pixels():
+    data, choices, machine = data_of(), Choices('retinanet'), Machine(True, 8, 2**36, seconds_per_image=9)
+    assert affordable_size(data, choices, machine, choose_shape(data, choices, machine)) is None
 
 
 @pytest.mark.parametrize('images, samples', [(30, 3000), (600, 6000), (5000, 10000), (7, 5)])
