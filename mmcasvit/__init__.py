@@ -1,6 +1,6 @@
 """CAS-ViT (arXiv 2408.03703) as a backbone for OpenMMLab."""
 
-from mmcasvit.apis.config import config_path, get_config, list_configs
+from mmcasvit.apis.config import config_path, find_bases_quickly, get_config, list_configs
 from mmcasvit.apis.model import get_model
 from mmcasvit.apis.published import published_file
 from mmcasvit.engine.hooks.check_weights import CheckWeightsHook
@@ -21,6 +21,7 @@ from mmcasvit.weights.pretrained import load_pretrained
 
 # Importing this package also changes how mmengine reads and loads checkpoints; docs/weights.md says why.
 extend_mmengine_loader()
+find_bases_quickly()
 find_published_with(published_file)
 watch_models()
 # mmdet and mmseg import mmcv.ops, which fails where mmcv was installed without compiled operators.

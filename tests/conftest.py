@@ -10,17 +10,22 @@ from mmengine.logging import MMLogger
 
 
 @pytest.fixture(scope='session')
-def run_tool():
-    """Run a script of tools/, or of an absolute path, in another folder, and return the finished process."""
+def tool_server():
     server = ToolServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope='session')
+def run_tool(tool_server):
+    """Run a script of tools/, or of an absolute path, in another folder, and return the finished process."""
 
     def run(tool, *args, cwd, expect=0):
-        done = server.run(ROOT / 'tools' / tool, *args, cwd=cwd)
+        done = tool_server.run(ROOT / 'tools' / tool, *args, cwd=cwd)
         assert done.returncode == expect, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
         return done
 
-    yield run
-    server.close()
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -32,3 +32,9 @@ def test_the_error_names_a_torchvision_of_another_pytorch(monkeypatch):
     monkeypatch.setattr('mmcasvit.apis.config.importlib', SimpleNamespace(util=importlib.util, import_module=fail))
     with pytest.raises(UsageError, match=r'nms does not exist\. Install the torchvision that was built for'):
         load_config(SHAPES)
+
+
+def test_a_base_of_a_framework_is_found_without_its_metafiles(monkeypatch):
+    monkeypatch.setattr('mmengine.config.utils.load', lambda path: pytest.fail(f'{path} was read'))
+    cfg = load_config(ROOT / 'configs/detection/retinanet_casvit-xs_fpn_1x_coco.py')
+    assert cfg.model.type == 'RetinaNet'

@@ -103,7 +103,8 @@ def test_the_parts_for_a_gpu_are_those_of_the_dry_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_part_runs_on_a_cpu(run_tool, tmp_path):
+def test_every_part_runs_on_a_cpu(run_tool, tool_server, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHON_EXEC', str(tool_server.python))  # the parts are forked as well
     run_tool('gpu_check.py', '--dry-run', '--minutes', 30, '--out', 'new', cwd=tmp_path)
     results = results_of(tmp_path / 'new')
     assert list(results) == [*(part.name for part in plan_parts(tmp_path, True)), 'plot']

@@ -20,7 +20,6 @@ PAGES = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md'
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
 TEXTS = [*PAGES, ROOT / 'docs/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
-ENVIRONMENT = dict(OMP_NUM_THREADS='1')
 
 
 def blocks(page):
@@ -117,12 +116,13 @@ def test_the_table_of_configs_is_up_to_date():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [page.name for page in PAGES if any(note == 'run' for _, note, _ in blocks(page))])
-def test_the_examples_of_a_page_run(name, tmp_path):
+def test_the_examples_of_a_page_run(name, tmp_path, tool_server):
     page = next(page for page in PAGES if page.name == name)
     for folder in ('configs', 'tools'):
         os.symlink(ROOT / folder, tmp_path / folder)
 
-    environment = {**os.environ, **ENVIRONMENT, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    path = f'{tool_server.python.parent}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    environment = {**os.environ, **tool_server.environment, 'PATH': path}
     ran = 0
     for language, note, text in blocks(page):
         if note.startswith('file='):
@@ -130,7 +130,7 @@ def test_the_examples_of_a_page_run(name, tmp_path):
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
         elif note == 'run':
-            code = dict(bash=['bash', '-e', '-c', text], python=[sys.executable, '-c', text])[language]
+            code = dict(bash=['bash', '-e', '-c', text], python=[tool_server.python, '-c', text])[language]
             done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f'{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
             ran += 1

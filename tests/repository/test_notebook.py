@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 from helpers.repository import ROOT
@@ -37,13 +36,13 @@ def test_its_links_lead_somewhere():
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path):
+def test_it_runs(tmp_path, tool_server):
     parts = [''.join(cell['source']) for cell in cells('code')]
     exports = all(importlib.util.find_spec(name) for name in ('onnx', 'onnxscript', 'onnxruntime'))
     assert 'export.py' in parts[-1]
     (tmp_path / 'notebook.py').write_text('\n\n'.join(parts if exports else parts[:-1]))
-    environment = {**os.environ, 'EPOCHS': '5', 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, 'notebook.py']
+    environment = {**os.environ, **tool_server.environment, 'EPOCHS': '5', 'MPLBACKEND': 'Agg'}
+    command = [tool_server.python, 'notebook.py']
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
     assert 'boxes that extend beyond their image: 1' in done.stdout
