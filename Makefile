@@ -43,8 +43,8 @@ COMPILED = $(VENV)/.compiled
 READY = $(SETUP) $(if $(filter compiled,$(OPS)),$(COMPILED))
 TEST_READY = $(VENV)/.tests
 LINT = .venv-lint
-# One thread per process: the models of the tests are too small for more.
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# One thread per process: the models of the tests are too small for more. The order of tests/conftest.py is kept.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup quickstart test test-fast gpu-check lint format clean-quickstart
 

@@ -9,6 +9,12 @@ from helpers.tool_server import ToolServer
 from mmengine.logging import MMLogger
 
 
+def pytest_collection_modifyitems(items):
+    """Start with the files of slow tests: at the end, a worker would run one while the other has nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope='session')
 def tool_server():
     server = ToolServer()

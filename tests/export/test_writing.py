@@ -1,8 +1,6 @@
 """A file is written whole or not at all: on a full disk, in a folder that cannot be written to, and when it fails."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -33,11 +31,10 @@ for path in sys.argv[2:4]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2', 'executorch'))
-def test_a_full_disk_ends_in_one_line_and_leaves_nothing(name, tmp_path):
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(name, tmp_path, tool_server):
     new, old = (tmp_path / f'{stem}{FORMATS[name].suffix}' for stem in ('new', 'old'))
     old.write_bytes(b'precious')
-    command = [sys.executable, '-c', CHILD, ROOT / 'tests', new, old]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT)
+    done = tool_server.run('-c', CHILD, ROOT / 'tests', new, old, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     for path, line in zip((new, old), done.stdout.splitlines()[-2:], strict=True):
         assert line.startswith(f'{path} was not written: '), done.stdout

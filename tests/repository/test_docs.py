@@ -108,9 +108,8 @@ def test_every_page_is_linked():
         assert re.search(rf'\]\((docs/)?{page.name}\)', linked), page.name
 
 
-def test_the_table_of_configs_is_up_to_date():
-    command = [sys.executable, ROOT / 'tools/list_configs.py']
-    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_the_table_of_configs_is_up_to_date(run_tool):
+    printed = run_tool('list_configs.py', cwd=ROOT)
     assert printed.stdout.strip() in (ROOT / 'docs/configs.md').read_text()
 
 

@@ -69,7 +69,8 @@ MODELS = [(own_data.coco, 'mask-rcnn', 'instances'), (own_data.masks, 'semantic-
 
 @pytest.mark.slow
 @pytest.mark.parametrize('writer, model, task', MODELS, ids=lambda part: getattr(part, '__name__', part))
-def test_every_model_trains(run_tool, tmp_path, writer, model, task):
+def test_every_model_trains(run_tool, tool_server, tmp_path, monkeypatch, writer, model, task):
+    monkeypatch.setenv('PYTHON_EXEC', str(tool_server.python))  # the training is forked as well
     writer(tmp_path / 'data')
     options = ('--task', task, '--model', model, '--size', 64, *QUICK, '--out-dir', 'out', '--train')
     done = run_tool('start.py', 'data', *options, cwd=tmp_path)

@@ -7,11 +7,9 @@ Python and importing the frameworks would take longer than a case.
 import functools
 import importlib
 import json
-import os
 import pickle
 import resource
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -616,17 +614,20 @@ def test_an_exploding_loss_ends_the_run_with_its_status(call, place):
     assert (place / 'run/invalid_loss_iter_4.pth').is_file()
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_its_status(place):
+LIMITED = """
+import resource, runpy, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_its_status(place, tool_server):
     """The second checkpoint holds the two averages of the optimizer and is too large for the disk."""
     (place / 'full.py').write_text(RUN.format(interval=1, more='optim_wrapper = dict(accumulative_counts=2)'))
     limit = int(2.6 * (place / 'seg.pth').stat().st_size)
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', 'full.py', '--work-dir', 'run', '--cfg-options', DATA['seg']],
-        cwd=place,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    train = [ROOT / 'tools/train.py', 'full.py', '--work-dir', 'run', '--cfg-options', DATA['seg']]
+    done = tool_server.run('-c', LIMITED, limit, *train, cwd=place)
     assert stopped(place, done.returncode, done.stderr, 'iter_2.pth', 'could not be written') == 'iter_1.pth'
     assert sorted(path.name for path in (place / 'run').glob('*.pth*')) == ['iter_1.pth']
