@@ -1,5 +1,6 @@
 """Fixtures that tests of several rooms use."""
 
+import gc
 import logging
 import sys
 
@@ -13,6 +14,12 @@ def pytest_collection_modifyitems(items):
     """Start with the files of slow tests: at the end, a worker would run one while the other has nothing left."""
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of later collections: in a process that a test forks, each would copy all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -1,5 +1,7 @@
 """Every config builds, trains for a step and predicts, and has the settings of its recipe."""
 
+import re
+
 import pytest
 import torch
 from helpers.configs import build, load, random_batch
@@ -38,7 +40,11 @@ def test_test_time_augmentation_keeps_the_image_size(name):
 
 # An AMP variant differs only in the optimizer wrapper, and a 3x schedule in the pipeline, so their models are tested
 # with the config they inherit.
-@pytest.mark.parametrize('name', [name for name in CONFIGS if 'amp-' not in name and 'ms-3x' not in name])
+MODELS = [name for name in CONFIGS if 'amp-' not in name and 'ms-3x' not in name]
+LARGER = [name for name in FULL if name in MODELS and '_casvit-xs_' not in name]
+
+
+@pytest.mark.parametrize('name', [name for name in MODELS if name not in LARGER])
 def test_a_config_builds_learns_and_predicts(name):
     cfg = load(name)
     if cfg.default_scope == 'mmseg':
@@ -60,6 +66,35 @@ def test_a_config_builds_learns_and_predicts(name):
     with torch.no_grad():
         predictions = model(**model.data_preprocessor(random_batch(cfg, (64, 96)), False), mode='predict')
     assert len(predictions) == 2
+
+
+def entries(node, place=''):
+    """Return the values of a config by their dotted names."""
+    if not isinstance(node, dict):
+        return {place: node}
+    return {key: value for name, part in node.items() for key, value in entries(part, f'{place}.{name}').items()}
+
+
+@pytest.mark.parametrize('name', LARGER)
+def test_a_larger_arch_changes_nothing_but_the_backbone_and_what_reads_it(name):
+    """Without weights: those of xs learn and predict above."""
+    cfg = load(name)
+    ours, smallest = entries(cfg.to_dict()), entries(load(re.sub('_casvit-._', '_casvit-xs_', name)).to_dict())
+    changed = {key for key in ours.keys() | smallest.keys() if ours.get(key) != smallest.get(key)}
+    readers = {f'.model.{part}.in_channels' for part in ('neck', 'decode_head', 'auxiliary_head')}
+    assert '.model.backbone.arch' in changed
+    assert changed <= {'.model.backbone.arch', '.model.backbone.drop_path_rate', *readers}
+    with torch.device('meta'):
+        model = build(cfg).eval()
+        maps = model.extract_feat(torch.empty(2, 3, 64, 96))
+        if cfg.default_scope == 'mmseg':
+            assert model.decode_head(maps).shape == (2, 150, 16, 24)
+            if model.with_auxiliary_head:
+                assert model.auxiliary_head(maps).shape == (2, 150, 4, 6)
+    assert isinstance(model.backbone, CASViT)
+    if 'neck' in cfg.model:
+        assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
+        assert {x.shape[1] for x in maps} == {256}
 
 
 @pytest.mark.parametrize('name', FULL)
