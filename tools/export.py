@@ -30,6 +30,7 @@ from mmcasvit.export.graphs import kind_of
 from mmcasvit.export.quantization import check_quantizer, export_quantized
 from mmcasvit.export.runtimes.coreml import summarize
 from mmcasvit.export.signature import DTYPES, Signature
+from mmcasvit.export.web.folder import MODEL, check_folder, check_page, find_runtime, write_page
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images, find_images
 from mmcasvit.utils.tables import markdown
@@ -42,7 +43,12 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or name of a config of this project')
     parser.add_argument('checkpoint', help='checkpoint file, address, or name of published weights')
-    parser.add_argument('--format', required=True, choices=FORMATS)
+    parser.add_argument(
+        '--format',
+        required=True,
+        choices=[*FORMATS, 'web'],
+        help='format of the file; web makes a folder with a page that runs the model in the browser',
+    )
     parser.add_argument(
         '--what',
         choices=['backbone', 'model'],
@@ -53,9 +59,17 @@ def parse_args():
         '--out',
         type=Path,
         metavar='FILE',
-        help='file to write (default: CONFIG_NAME with the suffix of the format, in the current folder)',
+        help='file to write, or folder for web (default: CONFIG_NAME with the suffix of the format, in the current '
+        'folder)',
     )
-    parser.add_argument('--force', action='store_true', help='overwrite the file if it exists')
+    parser.add_argument('--force', action='store_true', help='overwrite the file or page if it exists')
+    parser.add_argument(
+        '--ort-dist',
+        type=Path,
+        metavar='FOLDER',
+        help='for web: dist folder of the npm package onnxruntime-web (default: that in node_modules of the current '
+        'folder)',
+    )
     parser.add_argument(
         '--size',
         type=int,
@@ -123,10 +137,16 @@ def parse_args():
     return parser.parse_args()
 
 
+def graph_format(args):
+    """Return the format of the graph: that of a page is ONNX."""
+    return 'onnx' if args.format == 'web' else args.format
+
+
 def check_arguments(args, kind):
     """Return the signature that the arguments ask for, for a model of a kind, if it can be exported."""
+    web = args.format == 'web'
     signature = Signature(
-        args.format,
+        graph_format(args),
         'backbone' if args.what == 'backbone' else kind,
         tuple(args.size),
         'batch' in args.dynamic,
@@ -137,6 +157,8 @@ def check_arguments(args, kind):
         args.argmax,
     )
     check_signature(signature)
+    if web:
+        check_page(signature)
     if args.precision == 'int8':
         check_quantizer()
         if args.images is None or args.calibration < 1:
@@ -151,8 +173,11 @@ def check_arguments(args, kind):
         )
     if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
         raise UsageError(f'--tolerance must be a number of at least 0, got {args.tolerance:g}.')
-    args.out = args.out or Path(Path(args.config).stem).with_suffix(FORMATS[args.format].suffix)
-    check_target(args.format, args.out, args.force)
+    args.out = args.out or Path(Path(args.config).stem + ('' if web else FORMATS[args.format].suffix))
+    if web:
+        check_folder(args.out, args.force)
+    else:
+        check_target(args.format, args.out, args.force)
     return signature
 
 
@@ -160,7 +185,10 @@ def check_arguments(args, kind):
 def main():
     args = parse_args()
     cfg = load_config(config_path(args.config), args.cfg_options)
-    known = check_format(args.format)
+    known = check_format(graph_format(args))
+    if args.ort_dist is not None and args.format != 'web':
+        raise UsageError('--ort-dist is for --format web.')
+    runtime = find_runtime(args.ort_dist) if args.format == 'web' else None
     paths = find_images(args.images) if args.images else []
     check_images(paths)
     cfg.model.get('backbone', {}).pop('init_cfg', None)
@@ -175,6 +203,8 @@ def main():
         images = load_images(paths[: args.calibration], cfg, signature)
         inputs = [graph_input(image, model.data_preprocessor, signature) for image in images]
         export_quantized(model, signature, args.out, inputs, fold)
+    elif args.format == 'web':
+        write_page(model, signature, args.out, runtime, fold)
     else:
         export(model, signature, args.out, fold)
     if args.format == 'coreml':
@@ -183,10 +213,12 @@ def main():
         print(f'not compared with PyTorch: {args.format} files cannot be run on this machine')
         return
 
-    exported = load_exported(args.out, args.threads)
+    exported = load_exported(args.out / MODEL if args.format == 'web' else args.out, args.threads)
     images = load_images(paths[: args.count], cfg, signature) if paths else synthetic_images(args.count, signature.size)
     row, fault = report(exported, model, images, args.tolerance, args.threads)
     print(markdown([row]))
+    if args.format == 'web':
+        print(f'To open the page: python {args.out / "serve.py"}')
     if fault:
         sys.exit(f'error: {fault}')
 

@@ -1,0 +1,1 @@
+"""Folder with a page that runs an exported model in the browser."""
