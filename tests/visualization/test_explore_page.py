@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,12 +9,11 @@ import time
 import urllib.request
 
 import pytest
+from helpers.browser import open_browser
 from helpers.repository import ROOT, load_tool
 
 from mmcasvit import list_configs
 from mmcasvit.visualization import explore
-
-BROWSERS = ('chromium', 'chromium-headless-shell', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 
 
 @pytest.fixture
@@ -181,15 +179,8 @@ def server(work, tmp_path_factory):
 
 @pytest.fixture
 def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='needs playwright')
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f'needs a browser: {", ".join(BROWSERS)}')
-    with api.sync_playwright() as playwright:
-        # Chromium's sandbox does not work in a container, and this is the only page it opens.
-        opened = playwright.chromium.launch(executable_path=found, args=['--no-sandbox'])
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.mark.slow

@@ -126,9 +126,10 @@ def describe(model: nn.Module, signature: Signature) -> dict[str, Any]:
         roi = getattr(model, 'roi_head', None)
         threshold = roi.test_cfg.get('mask_thr_binary', 0.5) if roi is not None and roi.with_mask else 0.5
         return {**described, 'output': dict(mask_threshold=threshold)}
-    if model.test_cfg.get('mode', 'whole') != 'whole':
+    mode = model.test_cfg.get('mode', 'whole')
+    if mode != 'whole':
         raise UsageError(
-            f'the config predicts in windows (mode {model.test_cfg.mode!r}), and the page on whole images: add '
+            f'the config predicts in windows (mode {mode!r}), and the page on whole images: add '
             '--cfg-options model.test_cfg.mode=whole.'
         )
     head = model.decode_head

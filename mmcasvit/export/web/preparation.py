@@ -64,7 +64,7 @@ def describe_input(cfg: Config, preprocessor: nn.Module, signature: Signature) -
             found['resize'] = _resize(options)
         elif name == 'Pad' and found['pad'] is None:
             found['pad'] = _pad(step, options, found['size'])
-        elif not (name == 'LoadImageFromFile' and not options or name.startswith('Pack')):
+        elif not ((name == 'LoadImageFromFile' and not options) or name.startswith('Pack')):
             raise _refused(step)
     return found
 

@@ -26,11 +26,22 @@ function bitmapOf(height, width, colorAt) {
   const context = canvas.getContext('2d');
   const image = context.createImageData(canvas.width, canvas.height);
   for (let i = 0; i < height * width; i++) {
-    const color = colorAt(i);
-    if (color) image.data.set([...color, 255], 4 * i);
+    const color = colorAt(i); // [r, g, b] or [r, g, b, alpha], or nothing
+    if (!color) continue;
+    image.data.set(color, 4 * i);
+    if (color.length === 3) image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
   return canvas;
+}
+
+// Whether a pixel inside of a mask lies at its edge, which is drawn as a line.
+function isEdge({ inside, width, height }, j, pixel) {
+  const reach = Math.max(Math.round(1.5 * pixel), 1);
+  const [x, y] = [j % width, Math.floor(j / width)];
+  const out = (dx, dy) =>
+    x + dx < 0 || x + dx >= width || y + dy < 0 || y + dy >= height || !inside[j + dy * width + dx];
+  return out(-reach, 0) || out(reach, 0) || out(0, -reach) || out(0, reach);
 }
 
 /** Draw detections that have at least the score `threshold`. `scale` is that from the image to the canvas. */
@@ -39,14 +50,13 @@ export function drawDetections(context, found, { model, colors, threshold, opaci
   const shown = found.scores.flatMap((score, i) => (score >= threshold ? [i] : [])).reverse(); // the best on top
   const boxes = found.boxes.map((box) => box.map((value) => value * scale));
   if (found.masks) {
-    context.globalAlpha = opacity;
     for (const i of shown) {
       const part = paste(found.masks[i], found.side, boxes[i], [height, width], model.output.mask_threshold);
       const color = colors[found.labels[i] % colors.length];
-      const mask = bitmapOf(part.height, part.width, (j) => part.inside[j] && color);
+      const [area, edge] = [[...color, 255 * opacity], color];
+      const mask = bitmapOf(part.height, part.width, (j) => part.inside[j] && (isEdge(part, j, pixel) ? edge : area));
       context.drawImage(mask, part.left, part.top);
     }
-    context.globalAlpha = 1;
   }
   const size = 12 * pixel;
   context.font = `600 ${size}px system-ui, sans-serif`;
