@@ -238,7 +238,7 @@ def test_images_are_prepared_as_mmcv_does(pages, opened, channels):
             gap = np.abs(found[:-3, :-3] - normalized) * std
             # OpenCV rounds a few of the weights to the other side where it uses wide registers.
             assert gap.max() <= 1 + 1e-3
-            assert (gap > 1e-3).mean() < 2e-3, (resize, pad)
+            assert (gap > 1e-3).mean() < 5e-3, (resize, pad)
 
 
 def test_the_controls_redraw_and_the_camera_runs(pages, opened, scenes, tmp_path):

@@ -15,7 +15,7 @@ from ..signature import Signature
 # Options that do not change the pixels.
 _IRRELEVANT = {'type', 'backend_args', 'file_client_args', 'ignore_empty', 'to_float32', 'clip_object_border'}
 # The values with which the page reads, resizes, and pads.
-_DEFAULTS = dict(
+_DEFAULTS: dict[str, dict[str, Any]] = dict(
     LoadImageFromFile=dict(color_type='color', imdecode_backend='cv2'),
     Resize=dict(backend='cv2', interpolation='bilinear'),
     Pad=dict(padding_mode='constant', pad_to_square=False),
@@ -77,9 +77,10 @@ def _refused(step: Mapping) -> UsageError:
 
 
 def _resize(options: Mapping) -> dict[str, Any]:
-    scale, factor = options.get('scale'), options.get('scale_factor')
+    scale = options.get('scale')
     if scale is None:
-        return dict(rule='factor', factor=[float(x) for x in (factor if isinstance(factor, tuple) else [factor] * 2)])
+        factor = options['scale_factor']
+        return dict(rule='factor', factor=list(factor) if isinstance(factor, tuple) else [factor] * 2)
     width, height = (scale, scale) if isinstance(scale, int) else scale
     if options.get('keep_ratio', False):
         return dict(rule='within', scale=[max(width, height), min(width, height)])

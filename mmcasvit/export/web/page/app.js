@@ -36,8 +36,7 @@ function ask(task, given, transfer = []) {
 
 function startWorker() {
   worker?.terminate();
-  waiting.forEach(({ reject }) => reject(new Error('The model was loaded anew.')));
-  waiting.clear();
+  waiting.clear(); // the old one does not answer any more
   worker = new Worker('worker.js', { type: 'module' });
   worker.onmessage = ({ data: { id, result, error } }) => {
     const question = waiting.get(id);
