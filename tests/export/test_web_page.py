@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not DIST.is_dir(), reason='needs npm install onnxruntime-web in the repository, or ORT_DIST'),
 ]
 SIZE = (64, 96)
+FORBIDDEN = 'http://127.0.0.1:9/'
 # Pages report predictions as events; the document holds the last of them for the tests.
 LISTEN = """document.addEventListener('prediction', ({ detail }) => {
     window.last = detail;
@@ -89,7 +90,7 @@ def opened(browser):
         addresses.append(address)
         page = context.new_page()
         page.set_default_timeout(120_000)
-        page.on('console', lambda message: wrong.append(message.text) if message.type == 'error' else None)
+        page.on('console', lambda message: wrong.append(message.text) if is_wrong(message) else None)
         page.on('pageerror', lambda error: wrong.append(str(error)))
         page.goto(address)
         page.wait_for_selector('#status[data-state=ready]')
@@ -101,6 +102,10 @@ def opened(browser):
     assert not wrong
     assert {name for url in asked for name in ('model.onnx', '.wasm') if url.endswith(name)} == {'model.onnx', '.wasm'}
     assert all(url.startswith((f'{address}/', 'blob:', 'data:')) for url in asked for address in addresses), asked
+
+
+def is_wrong(message):
+    return message.type == 'error' and FORBIDDEN not in message.text
 
 
 def give(page, path):
@@ -130,6 +135,12 @@ def predict(model, signature, path):
     return model.test_step(pseudo_collate([pipeline(dict(img_path=str(path), img_id=0))]))[0]
 
 
+def with_area(found):
+    """Leave out the boxes that random weights place in the padding: clipped to the image, they overlap with nothing."""
+    keep = (found['boxes'][:, 2:] > found['boxes'][:, :2]).all(1)
+    return {name: values[keep] for name, values in found.items()}
+
+
 def expected(twin, folder, path):
     """Return what PyTorch predicts, or the file where it pads to a fixed size, which PyTorch does not."""
     run = load_exported(folder / 'model.onnx')
@@ -148,7 +159,9 @@ def test_a_detector_finds_what_pytorch_finds(twin, pages, opened, scenes):
             found = page.evaluate(DETECTIONS)
             got = {key: torch.tensor(found[key]) for key in ('boxes', 'scores', 'labels')}
             difference = Difference()
-            difference.add(got, dict(boxes=wanted.bboxes, scores=wanted.scores, labels=wanted.labels), 1.0)
+            difference.add(
+                with_area(got), with_area(dict(boxes=wanted.bboxes, scores=wanted.scores, labels=wanted.labels)), 1.0
+            )
             assert len(wanted.scores) > 20
             assert difference.by_output['detections'] <= (1e-3 if name == 'same.png' else 0.02), (name, difference)
             assert difference.by_output['boxes'] <= boxes, (name, difference)
@@ -190,10 +203,11 @@ def test_a_graph_with_argmax_and_an_open_size_gives_the_same_classes(pages, open
     with start_server(folder) as address:
         page = opened(address)
         assert page.locator('#threshold').is_hidden()
-        for name in ('same.png', 'larger.png', 'upright.png'):
+        for name in ('same.png', 'larger.png'):
             give(page, scenes / name)
             run = load_exported(folder / 'model.onnx')
-            wanted = predict(tiny('semantic_fpn'), run.signature, scenes / name).pred_sem_seg.data[0]
+            model = substitute(tiny('semantic_fpn'), run)
+            wanted = predict(model, run.signature, scenes / name).pred_sem_seg.data[0]
             found = page.evaluate(LABELS)
             assert (torch.tensor(found['labels']) == wanted.flatten()).float().mean() > 0.999, name
 
@@ -277,7 +291,6 @@ def test_another_server_gives_one_thread(pages, opened, scenes):
         assert page.locator('#status').inner_text() == 'Ready on 1 CPU thread'
         give(page, scenes / 'same.png')
         # The page itself refuses other machines, whatever the server sends.
-        refused = "fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')"
+        refused = f"fetch('{FORBIDDEN}').then(() => 'sent', () => 'refused')"
         broken = "new Promise((done) => addEventListener('securitypolicyviolation', (e) => done(e.blockedURI)))"
-        assert page.evaluate(f'Promise.all([{broken}, {refused}])') == ['http://127.0.0.1:9/', 'refused']
-        page.wait_for_timeout(100)
+        assert page.evaluate(f'Promise.all([{broken}, {refused}])') == [FORBIDDEN, 'refused']
