@@ -15,4 +15,8 @@ model = dict(
 )
 
 globals().update(_base_.shapes)  # the data, the schedule and the hooks
+# 400 of the 600 scenes are enough, and a step takes twice as long as RetinaNet's.
+train_dataloader = dict(
+    _base_.shapes.train_dataloader, dataset=dict(_base_.shapes.train_dataloader.dataset, indices=400)
+)
 custom_hooks = [*_base_.custom_hooks, dict(type='mmcasvit.ChannelsLastHook')]
