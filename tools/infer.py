@@ -168,7 +168,7 @@ def predict_files(args):
         if args.tile is not None:
             predict_tiled(predictor, of_images)
         else:
-            predict(predictor.inferencer, cfg.default_scope, of_images, args.batch_size, args.score_thr)
+            predict(predictor, of_images, args.batch_size)
         folder = 'pred' if cfg.default_scope == 'mmseg' else 'preds'
         print(f'{len(images)} images: drawings in {args.out_dir / "vis"}, predictions in {args.out_dir / folder}')
     for output in videos:

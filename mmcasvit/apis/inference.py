@@ -14,6 +14,8 @@ from mmcasvit.utils.errors import UsageError
 from mmcasvit.weights.checkpoint import read_ahead, use_safe_checkpoint_reader
 from mmcasvit.weights.match import fit
 
+from .drawing import quicken
+
 
 def check_options(
     cfg: Config, device: str | None = None, batch_size: int = 1, score_thr: float = 0.3, config: str = 'the config'
@@ -90,6 +92,7 @@ def get_inferencer(cfg: Config, checkpoint: str | None, device: str | None = Non
         inferencer.show_progress = False  # not an argument in OpenMMLab's own mmseg
         # mmseg draws in the colors of Cityscapes by default.
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
+    quicken(inferencer.visualizer)
     if checkpoint:
         fit(content, inferencer.model.state_dict()).refuse(loaded=True)
     meta = content.get('meta') or {}

@@ -1,56 +1,87 @@
 """Predictions on image files, one file for each."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import mmcv
 import numpy as np
 from mmengine.fileio import dump
+from mmengine.structures import BaseDataElement
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mmcasvit.utils.images import open_image
+from mmcasvit.utils.ahead import map_ahead
 
 from .outputs import Output
-from .predictor import Predictor, name_labels
+from .predictor import Predictor, Prepared, name_labels
 from .tiles import TiledPredictor
 
+# Threads that read and prepare images while the model runs.
+READERS = 2
 # Longest side of a JPEG, in pixels.
 _LARGEST_JPEG = 65500
 
+_Job: TypeAlias = tuple[Output, Prepared]
 
-def predict(
-    inferencer: Any, scope: str, outputs: Sequence[Output], batch_size: int = 1, score_thr: float = 0.3
-) -> None:
+
+def predict(predictor: Predictor, outputs: Sequence[Output], batch_size: int = 1) -> None:
     """Predict on images and write drawings and predictions.
 
     Args:
-        inferencer: As :func:`get_inferencer` returns it.
-        scope: Framework of the inferencer: ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``.
-        outputs: As :func:`plan_outputs` returns them.
+        predictor: The model.
+        outputs: As :func:`~mmcasvit.predict.outputs.plan_outputs` returns them.
         batch_size: Number of images in a batch.
-        score_thr: Lowest score of a box that is drawn.
     """
-    write = dict(mmdet=_detect, mmseg=_segment, mmpretrain=_classify)[scope]
-    starts = range(0, len(outputs), batch_size)
-    for start in track(starts, 'predicting', console=Console(stderr=True)):
-        batch = outputs[start : start + batch_size]
-        for output in batch:
-            output.drawing.parent.mkdir(parents=True, exist_ok=True)
-            output.prediction.parent.mkdir(parents=True, exist_ok=True)
-        for part in _of_one_size(batch) if scope == 'mmseg' else [batch]:
-            write(inferencer, part, score_thr)
+    work = predictions(predictor, outputs, batch_size)
+    for _ in track(work, 'predicting', len(outputs), console=Console(stderr=True)):
+        pass
 
 
-def _of_one_size(batch: Sequence[Output]) -> Iterator[list[Output]]:
-    """Split a batch by the size of the images: mmseg's segmentors take only images of one size together."""
-    sizes = []
-    for output in batch:
-        with open_image(output.source) as file:
-            sizes.append(file.size)
-    for size in sorted(set(sizes)):
-        yield [output for output, other in zip(batch, sizes) if other == size]
+def predictions(
+    predictor: Predictor, outputs: Iterable[Output], batch_size: int = 1, readers: int = READERS
+) -> Iterator[None]:
+    """Predict on images, and yield whenever the drawing and the prediction of one are written.
+
+    Args:
+        predictor: The model.
+        outputs: As :func:`~mmcasvit.predict.outputs.plan_outputs` returns them.
+        batch_size: Number of images in a batch.
+        readers: Number of threads that read and prepare images ahead of the model, while another one draws and writes.
+            With 0, all is done in turn.
+    """
+
+    def prepare(output: Output) -> _Job:
+        return output, predictor.prepare(str(output.source))
+
+    def save(job: tuple[_Job, BaseDataElement]) -> None:
+        (output, prepared), sample = job
+        write(predictor, output, prepared.image, sample)
+
+    if not readers:
+        yield from map(save, _samples(predictor, map(prepare, outputs), batch_size))
+        return
+    with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(1) as writing:
+        ahead = map_ahead(reading, prepare, outputs, readers + batch_size)
+        yield from map_ahead(writing, save, _samples(predictor, ahead, batch_size), batch_size)
+
+
+def _samples(predictor: Predictor, jobs: Iterable[_Job], batch_size: int) -> Iterator[tuple[_Job, BaseDataElement]]:
+    jobs = iter(jobs)
+    while batch := list(itertools.islice(jobs, batch_size)):
+        yield from zip(batch, predictor.run([prepared for _, prepared in batch]))
+
+
+def write(predictor: Predictor, output: Output, image: np.ndarray, sample: BaseDataElement) -> None:
+    """Write the prediction on an image ``(H, W, 3)`` in uint8 BGR, and its drawing."""
+    output.drawing.parent.mkdir(parents=True, exist_ok=True)
+    output.prediction.parent.mkdir(parents=True, exist_ok=True)
+    dict(mmdet=_write_detections, mmseg=_write_labels, mmpretrain=_write_scores)[predictor.scope](
+        predictor.inferencer, output, sample
+    )
+    mmcv.imwrite(predictor.draw(image, sample), str(output.drawing))
 
 
 def predict_tiled(predictor: TiledPredictor, outputs: Sequence[Output]) -> None:
@@ -72,38 +103,24 @@ def predict_tiled(predictor: TiledPredictor, outputs: Sequence[Output]) -> None:
         mmcv.imwrite(predictor.draw(image, result), str(drawing))
 
 
-def _draw(output: Output, drawing: np.ndarray) -> None:
-    mmcv.imwrite(np.ascontiguousarray(drawing[..., ::-1]), str(output.drawing))
+def _write_detections(inferencer: Any, output: Output, sample: BaseDataElement) -> None:
+    result = inferencer.pred2dict(sample)
+    name_labels(result, inferencer.model)
+    if 'panoptic_seg' in result:
+        file = output.prediction.with_name(f'{output.prediction.stem}_panoptic_seg.png')
+        mmcv.imwrite(result.pop('panoptic_seg')[:, :, ::-1], str(file))
+        result['panoptic_seg_path'] = str(file)
+    dump(result, output.prediction)
 
 
-def _detect(inferencer: Any, batch: Sequence[Output], score_thr: float) -> None:
-    images = [output.source for output in batch]
-    found = inferencer(images, batch_size=len(batch), return_vis=True, pred_score_thr=score_thr)
-    for output, result, drawing in zip(batch, found['predictions'], found['visualization']):
-        name_labels(result, inferencer.model)
-        if 'panoptic_seg' in result:
-            file = output.prediction.with_name(f'{output.prediction.stem}_panoptic_seg.png')
-            mmcv.imwrite(result.pop('panoptic_seg')[:, :, ::-1], str(file))
-            result['panoptic_seg_path'] = str(file)
-        dump(result, output.prediction)
-        _draw(output, drawing)
+def _write_labels(inferencer: Any, output: Output, sample: BaseDataElement) -> None:
+    if 'pred_depth_map' in sample:
+        np.save(output.prediction.with_suffix('.npy'), sample.pred_depth_map.data[0].cpu().numpy())
+        return
+    mask = sample.pred_sem_seg.data[0].cpu().numpy()
+    Image.fromarray(mask.astype(np.uint8 if mask.max() < 256 else np.uint16)).save(output.prediction)
 
 
-def _segment(inferencer: Any, batch: Sequence[Output], score_thr: float) -> None:
-    found = inferencer([output.source for output in batch], batch_size=len(batch), return_vis=True)
-    # mmseg takes a single image out of its list.
-    lists = [found[key] if len(batch) > 1 else [found[key]] for key in ('predictions', 'visualization')]
-    for output, mask, drawing in zip(batch, *lists):
-        if np.issubdtype(mask.dtype, np.integer):
-            Image.fromarray(mask.astype(np.uint8 if mask.max() < 256 else np.uint16)).save(output.prediction)
-        else:  # a depth map
-            np.save(output.prediction.with_suffix('.npy'), mask)
-        _draw(output, drawing)
-
-
-def _classify(inferencer: Any, batch: Sequence[Output], score_thr: float) -> None:
-    images, predictor = [output.source for output in batch], Predictor(inferencer, 'mmpretrain', score_thr)
-    samples = [sample for data in inferencer.preprocess(images, len(batch)) for sample in inferencer.forward(data)]
-    for output, sample, result in zip(batch, samples, inferencer.postprocess(samples, None)):
-        dump(result, output.prediction, indent=1)
-        mmcv.imwrite(predictor.draw(mmcv.imread(output.source), sample), str(output.drawing))
+def _write_scores(inferencer: Any, output: Output, sample: BaseDataElement) -> None:
+    [result] = inferencer.postprocess([sample], None)
+    dump(result, output.prediction, indent=1)

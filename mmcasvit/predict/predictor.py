@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import mmcv
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
@@ -13,17 +15,19 @@ from torch import nn
 
 from mmcasvit.apis.inference import get_inferencer
 from mmcasvit.export.evaluation import fitted_pipeline, substitute
-from mmcasvit.export.formats import load_exported
+from mmcasvit.export.formats import Exported, load_exported
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.masks import encode_mask
 
 
-def get_exported_inferencer(cfg: Config, file: str, checkpoint: str | None = None, trust: bool = False) -> Any:
+def get_exported_inferencer(
+    cfg: Config, exported: str | Exported, checkpoint: str | None = None, trust: bool = False
+) -> Any:
     """Build the inferencer of a config in which an exported model does the computation.
 
     Args:
         cfg: Config that the file was exported with.
-        file: File of ``tools/export.py`` with a backbone or a whole model.
+        exported: File of ``tools/export.py`` with a backbone or a whole model, or the same as it was loaded.
         checkpoint: Weights of the parts that were not exported, and names of the classes. A whole model needs none.
         trust: As in :func:`~mmcasvit.weights.checkpoint.read_checkpoint`.
 
@@ -32,9 +36,10 @@ def get_exported_inferencer(cfg: Config, file: str, checkpoint: str | None = Non
     """
     if cfg.default_scope == 'mmpretrain':
         raise UsageError('--exported is for detectors and segmentors, and the config has a classifier.')
-    exported = load_exported(file)
+    if isinstance(exported, str):
+        exported = load_exported(exported)
     if exported.signature.what == 'backbone' and checkpoint is None:
-        raise UsageError(f'{file} holds a backbone: give the CHECKPOINT with the other parts of the model.')
+        raise UsageError(f'{exported.path} holds a backbone: give the CHECKPOINT with the other parts of the model.')
     dataset = cfg.test_dataloader.dataset
     dataset.pipeline = fitted_pipeline(dataset.pipeline, exported.signature)
     with warnings.catch_warnings():
@@ -50,6 +55,18 @@ def name_labels(result: dict, model: nn.Module) -> None:
     if 'labels' in result:
         names = model.dataset_meta['classes']
         result['label_names'] = [names[label] if label < len(names) else '' for label in result['labels']]
+
+
+class Prepared(NamedTuple):
+    """Image that is ready for a model.
+
+    Attributes:
+        image: ``(H, W, 3)`` in uint8 BGR.
+        data: Output of the test pipeline.
+    """
+
+    image: np.ndarray
+    data: Any
 
 
 class Predictor:
@@ -68,19 +85,43 @@ class Predictor:
     def classes(self) -> Sequence[str]:
         return self.inferencer.model.dataset_meta['classes']
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[BaseDataElement]:
-        """Predict on images, those of one size in one batch."""
+    @staticmethod
+    def read(path: str) -> np.ndarray:
+        """Read an image file as visualizers expect it."""
+        return mmcv.imread(path)
+
+    def prepare(self, source: str | np.ndarray) -> Prepared:
+        """Run the test pipeline on an image, or on an image file. Threads may do so while the model runs."""
+        image = self.read(source) if isinstance(source, str) else source
+        if self.scope == 'mmpretrain':  # its pipeline cannot be told from its batches
+            return Prepared(image, image)
+        return Prepared(image, self.inferencer.pipeline(image if self._reads_plainly() else source))
+
+    def _reads_plainly(self) -> bool:
+        """Return whether the pipeline reads a file as :meth:`read` does, so that it need not be read twice."""
+        loader = getattr(self.inferencer.pipeline.transforms[0], 'from_file', None)
+        return (
+            type(loader) is LoadImageFromFile
+            and loader.color_type == 'color'
+            and loader.imdecode_backend in (None, 'cv2')
+        )
+
+    def run(self, prepared: Sequence[Prepared]) -> list[BaseDataElement]:
+        """Run the model, on images of one size in one batch."""
         if self.scope == 'mmpretrain':
-            [batch] = self.inferencer.preprocess(images, len(images))
+            [batch] = self.inferencer.preprocess([one.image for one in prepared], len(prepared))
             return self.inferencer.forward(batch)
-        prepared = [self.inferencer.pipeline(image) for image in images]
-        samples: list = [None] * len(images)
-        for size in {one['inputs'].shape for one in prepared}:
-            indices = [i for i, one in enumerate(prepared) if one['inputs'].shape == size]
-            found = self.inferencer.forward(pseudo_collate([prepared[i] for i in indices]))
+        samples: list = [None] * len(prepared)
+        for size in {one.data['inputs'].shape for one in prepared}:
+            indices = [i for i, one in enumerate(prepared) if one.data['inputs'].shape == size]
+            found = self.inferencer.forward(pseudo_collate([prepared[i].data for i in indices]))
             for i, sample in zip(indices, found):
                 samples[i] = sample
         return samples
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[BaseDataElement]:
+        """Predict on images, those of one size in one batch."""
+        return self.run([self.prepare(image) for image in images])
 
     def values(self, sample: BaseDataElement) -> dict:
         """Return a prediction as values for JSON, with masks in COCO's run-length encoding.

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from mmcasvit.utils.ahead import map_ahead
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import read_image
 from mmcasvit.utils.text import printable
@@ -202,7 +202,7 @@ def predict_share(build: Callable[[], Any], parts: Parts, sources: Iterable[Sour
     predictor = None
     try:
         with ThreadPoolExecutor(_READERS) as readers:
-            ahead = _read_ahead(readers, wanted, _READERS + batch_size)
+            ahead = map_ahead(readers, _read, wanted, _READERS + batch_size)
             while batch := list(itertools.islice(ahead, batch_size)):
                 predictor = predictor or build()
                 for source, values in _predict(predictor, batch):
@@ -223,26 +223,12 @@ def predict_share(build: Callable[[], Any], parts: Parts, sources: Iterable[Sour
     return f'{who}{done} images{more}, {rate:.1f} images/s'
 
 
-def _read_ahead(
-    readers: ThreadPoolExecutor, sources: Iterable[Source], count: int
-) -> Iterator[tuple[Source, np.ndarray | str]]:
-    """Yield images in their order, or why one cannot be read, while some more are being read."""
-    waiting: deque = deque()
-    for source in sources:
-        waiting.append((source, readers.submit(_read, str(source.path))))
-        if len(waiting) > count:
-            first, image = waiting.popleft()
-            yield first, image.result()
-    while waiting:
-        first, image = waiting.popleft()
-        yield first, image.result()
-
-
-def _read(path: str) -> np.ndarray | str:
+def _read(source: Source) -> tuple[Source, np.ndarray | str]:
+    """Return an image, or why it cannot be read."""
     try:
-        return read_image(path)
+        return source, read_image(str(source.path))
     except UsageError as error:
-        return printable(str(error))
+        return source, printable(str(error))
 
 
 def _predict(predictor: Any, batch: list[tuple[Source, np.ndarray | str]]) -> Iterator[tuple[Source, dict]]:

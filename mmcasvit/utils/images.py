@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -9,12 +10,15 @@ import numpy as np
 from mmengine.utils import scandir
 from PIL import Image
 
+from .ahead import map_ahead
 from .errors import UsageError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # Pillow's names of the formats that images and masks may have, whatever their files are called. Pillow knows others
 # that are programs: it hands an EPS file to Ghostscript.
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
+# Threads that read images.
+_READERS = 4
 # Formats of data sets that OpenCV reads as well.
 DATA_FORMATS = (*IMAGE_FORMATS, 'PPM', 'GIF', 'JPEG2000')
 
@@ -105,7 +109,9 @@ def check_images(images: Sequence[str]) -> None:
                 f'{other} and {image} have the same name, so their predictions would have too. Put them into '
                 'different folders.'
             )
-        read_image(image)
+    with ThreadPoolExecutor(_READERS) as readers:
+        for _ in map_ahead(readers, lambda image: read_image(image).shape, images, _READERS):
+            pass
 
 
 def read_image(image: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from mmcasvit.apis.drawing import quicken
 from mmcasvit.datasets.config import leaf_datasets
 
 
@@ -44,7 +45,7 @@ def draw_prediction(
         with VISUALIZERS.switch_scope_and_registry(scope) as registry:
             kind = registry.get(kind)
     visualizer = kind(**settings)  # the registry's build would return the first one of this name, whatever its settings
-    visualizer.dataset_meta = model.dataset_meta
+    quicken(visualizer).dataset_meta = model.dataset_meta
     threshold = dict(pred_score_thr=score_thr) if model.cfg.default_scope == 'mmdet' else dict(with_labels=False)
     visualizer.add_datasample('', image, sample, draw_gt=False, **threshold)
     return visualizer.get_image()

@@ -13,8 +13,9 @@ LEVELS = [
     {'engine'},
     {'apis'},
     {'plugin', 'export', 'report'},
-    {'serve', 'benchmark'},
-    {'visualization', 'predict', 'start'},
+    {'serve', 'predict'},
+    {'benchmark', 'visualization'},
+    {'start'},
     {'__init__', '__main__'},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
