@@ -6,6 +6,7 @@ operators  one model by groups of operators, next to the limits of the machine
 mmcv-ops   operators of mmcasvit next to the compiled ones of mmcv
 step       time of a training step of a config by its parts
 memory     memory of a training step of a config, before a run
+pipeline   time of a prediction by its parts, from the image file to the drawing
 coco-eval  COCO's evaluation by pycocotools and faster-coco-eval
 losses     loss curves of configs in several precisions and forms
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 from mmcasvit.apis.config import load_config
+from mmcasvit.apis.inference import check_options
 from mmcasvit.apis.preflight import check_data
 from mmcasvit.benchmark import losses, plots
 from mmcasvit.benchmark.coco_eval import evaluate_both
@@ -28,6 +30,7 @@ from mmcasvit.benchmark.mmcv_ops import mmcv_ops_text
 from mmcasvit.benchmark.models import CASVITS
 from mmcasvit.benchmark.operator_times import operators_text
 from mmcasvit.benchmark.peers import PEERS
+from mmcasvit.benchmark.pipeline import ORDER, measure_pipeline, pipeline_in_words
 from mmcasvit.benchmark.preparation import count_variant
 from mmcasvit.benchmark.published import PUBLISHED
 from mmcasvit.benchmark.scaling import curves_of, fit_exponents, scaling_table, split_feasible
@@ -36,8 +39,11 @@ from mmcasvit.benchmark.steps import measure_steps, step_table
 from mmcasvit.benchmark.summary import comparison_text, settings_in_words
 from mmcasvit.benchmark.training import training_runner
 from mmcasvit.benchmark.variants import FIELDS, Variant, check_all, default_baseline, grid, parse_baseline
-from mmcasvit.cli import add_config_options, at_least_one, exits_cleanly
+from mmcasvit.cli import add_config_options, add_trust_argument, at_least_one, exits_cleanly
+from mmcasvit.predict.images import READERS
+from mmcasvit.predict.sources import find_sources
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.images import check_images
 from mmcasvit.utils.tables import count_of, markdown, split_constant, write_csv, write_json
 from mmcasvit.utils.timing import DTYPES, FLOATS, machine
 
@@ -188,6 +194,26 @@ def parse_args():
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
 
+    command = add_command(
+        pipeline, 'pipeline', 'Measure the parts of a prediction, from the image file to the drawing.'
+    )
+    command.add_argument('config', help='config file of a detector or segmentor')
+    command.add_argument('checkpoint', nargs='?', help='checkpoint file (default: random weights)')
+    command.add_argument('--images', nargs='+', required=True, metavar='FOLDER', help='images, or folders of them')
+    command.add_argument('--limit', type=at_least_one, default=20, metavar='N', help='images (default: %(default)s)')
+    command.add_argument('--exported', metavar='FILE', help='file of tools/export.py that takes the place of PyTorch')
+    command.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn box (default: 0.3)')
+    command.add_argument('--device', default='cpu', choices=DEVICES)
+    command.add_argument('--threads', type=at_least_one, default=torch.get_num_threads())
+    command.add_argument(
+        '--readers', type=at_least_one, default=READERS, help='threads that read ahead (default: %(default)s)'
+    )
+    command.add_argument('--rounds', type=at_least_one, default=3, help='number of rounds (default: 3)')
+    command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
+    command.add_argument('--json', metavar='FILE', help='write the table, and the parts of each image, as JSON')
+    add_config_options(command, 'override entries of the config')
+    add_trust_argument(command)
+
     command = add_command(coco_eval, 'coco-eval', "Time COCO's evaluation by two libraries on made-up boxes.")
     command.add_argument('--images', type=at_least_one, default=5000, help='default: %(default)s')
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
@@ -337,6 +363,38 @@ def memory(args):
     rows = memory_rows(found, args.batch)
     write_files(args, rows)
     return f'{Path(args.config).name}: {memory_in_words(found)}.\n\n{markdown(rows)}'
+
+
+def pipeline(args):
+    cfg = load_config(args.config, args.cfg_options)
+    if cfg.default_scope not in ('mmdet', 'mmseg'):
+        raise UsageError(f'pipeline: {args.config} must be a config of mmdet or mmseg.')
+    if args.exported and args.device != 'cpu':
+        raise UsageError('--exported runs on the CPU: leave out --device.')
+    check_options(cfg, args.device, score_thr=args.score_thr, config=args.config)
+    sources = [source for source in find_sources(args.images) if not source.is_video][: args.limit]
+    paths = [str(source.path) for source in sources]
+    check_images(paths)
+    found = measure_pipeline(
+        cfg,
+        paths,
+        args.checkpoint,
+        args.exported,
+        args.device,
+        args.threads,
+        args.readers,
+        args.rounds,
+        args.score_thr,
+        args.trust_checkpoint,
+    )
+    table, here = step_table(found.parts, ORDER, 'whole image'), machine([args.device])
+    write_files(args, table, machine=here, images=paths, parts=found.parts)
+    weights = Path(args.checkpoint).name if args.checkpoint else 'random weights'
+    model = f'{Path(args.exported).name} ({weights})' if args.exported and args.checkpoint else args.exported or weights
+    return (
+        f'{Path(args.config).name}, {model}: {count_of(len(paths), "image")}, {count_of(args.rounds, "round")}, '
+        f'{count_of(args.threads, "thread")}, on {here}.\n\n{markdown(table)}\n\n{pipeline_in_words(found)}'
+    )
 
 
 def coco_eval(args):

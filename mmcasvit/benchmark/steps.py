@@ -29,10 +29,14 @@ class Stopwatch:
     Args:
         device: ``'cpu'`` or ``'cuda'``.
         clock: Function that returns seconds.
+
+    Attributes:
+        stopped: If True, nothing is counted, and several threads may call what is watched.
     """
 
     def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter):
         self.device, self.clock = device, clock
+        self.stopped = False
         self.running: list[str] = []
         self.seconds: dict[str, float] = defaultdict(float)
         self.last: float | None = None
@@ -47,6 +51,9 @@ class Stopwatch:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time inside the context as that of a part."""
+        if self.stopped:
+            yield
+            return
         self._change()
         self.running.append(name)
         try:
@@ -196,7 +203,7 @@ def measure_steps(runner: Runner, steps: int, warmup: int) -> tuple[list[dict[st
     return taken[warmup:], order
 
 
-def step_table(steps: list[dict[str, float]], order: list[str]) -> list[dict[str, object]]:
+def step_table(steps: list[dict[str, float]], order: list[str], whole: str = 'whole step') -> list[dict[str, object]]:
     """Return the mean time and share of each part with quartiles over the steps, and a last row for the whole."""
     total = statistics.mean(sum(step.values()) for step in steps)
     seen = set().union(*steps)
@@ -204,7 +211,7 @@ def step_table(steps: list[dict[str, float]], order: list[str]) -> list[dict[str
     for part in [*order, *sorted(seen - set(order))]:
         if part in seen:
             rows.append(_row(part, [step.get(part, 0.0) for step in steps], total))
-    return [*rows, _row('whole step', [sum(step.values()) for step in steps], total)]
+    return [*rows, _row(whole, [sum(step.values()) for step in steps], total)]
 
 
 def _row(part: str, seconds: list[float], total: float) -> dict[str, object]:

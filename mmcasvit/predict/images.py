@@ -58,7 +58,8 @@ def predictions(
 
     def save(job: tuple[_Job, BaseDataElement]) -> None:
         (output, prepared), sample = job
-        write(predictor, output, prepared.image, sample)
+        write_prediction(predictor, output, sample)
+        write_drawing(predictor.draw(prepared.image, sample), output)
 
     if not readers:
         yield from map(save, _samples(predictor, map(prepare, outputs), batch_size))
@@ -74,14 +75,16 @@ def _samples(predictor: Predictor, jobs: Iterable[_Job], batch_size: int) -> Ite
         yield from zip(batch, predictor.run([prepared for _, prepared in batch]))
 
 
-def write(predictor: Predictor, output: Output, image: np.ndarray, sample: BaseDataElement) -> None:
-    """Write the prediction on an image ``(H, W, 3)`` in uint8 BGR, and its drawing."""
-    output.drawing.parent.mkdir(parents=True, exist_ok=True)
+def write_prediction(predictor: Predictor, output: Output, sample: BaseDataElement) -> None:
+    """Write a prediction as JSON, as an index mask, or, for a depth map, as an array."""
     output.prediction.parent.mkdir(parents=True, exist_ok=True)
-    dict(mmdet=_write_detections, mmseg=_write_labels, mmpretrain=_write_scores)[predictor.scope](
-        predictor.inferencer, output, sample
-    )
-    mmcv.imwrite(predictor.draw(image, sample), str(output.drawing))
+    writers = dict(mmdet=_write_detections, mmseg=_write_labels, mmpretrain=_write_scores)
+    writers[predictor.scope](predictor.inferencer, output, sample)
+
+
+def write_drawing(drawing: np.ndarray, output: Output) -> None:
+    """Write a drawing ``(H, W, 3)`` in uint8 BGR."""
+    mmcv.imwrite(drawing, str(output.drawing))
 
 
 def predict_tiled(predictor: TiledPredictor, outputs: Sequence[Output]) -> None:
