@@ -208,7 +208,10 @@ def parse_args():
     command.add_argument(
         '--readers', type=at_least_one, default=READERS, help='threads that read ahead (default: %(default)s)'
     )
-    command.add_argument('--rounds', type=at_least_one, default=3, help='number of rounds (default: 3)')
+    command.add_argument(
+        '--compare-drawing', action='store_true', help='draw by matplotlib too, as OpenMMLab does, and compare'
+    )
+    add_rounds_arguments(command, 3)
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     command.add_argument('--json', metavar='FILE', help='write the table, and the parts of each image, as JSON')
     add_config_options(command, 'override entries of the config')
@@ -386,6 +389,8 @@ def pipeline(args):
         args.rounds,
         args.score_thr,
         args.trust_checkpoint,
+        args.compare_drawing,
+        clock_of(args, [args.threads], [args.device]),
     )
     table, here = step_table(found.parts, ORDER, 'whole image'), machine([args.device])
     write_files(args, table, machine=here, images=paths, parts=found.parts)
@@ -393,7 +398,8 @@ def pipeline(args):
     model = f'{Path(args.exported).name} ({weights})' if args.exported and args.checkpoint else args.exported or weights
     return (
         f'{Path(args.config).name}, {model}: {count_of(len(paths), "image")}, {count_of(args.rounds, "round")}, '
-        f'{count_of(args.threads, "thread")}, on {here}.\n\n{markdown(table)}\n\n{pipeline_in_words(found)}'
+        f'{count_of(args.threads, "thread")}, {"processor" if args.cpu_time else "wall"} time, on {here}.\n\n'
+        f'{markdown(table)}\n\n{pipeline_in_words(found)}'
     )
 
 

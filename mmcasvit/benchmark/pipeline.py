@@ -3,7 +3,8 @@
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,15 +42,18 @@ class Measured(NamedTuple):
     Attributes:
         parts: Seconds of each part for each image. They add up to those of the image.
         sequential: Images a second if everything is done in turn, without the stopwatch.
-        overlapped: Images a second with reading, drawing and writing in threads, as ``tools/infer.py`` works.
+        overlapped: Images a second with reading, drawing and writing in threads, as ``tools/infer.py`` works. None if
+            the clock counts processor time, which threads do not shorten.
         speedup: Ratio of the two, from the same rounds.
+        matplotlib: Ratio of the time of a drawing by matplotlib to that of ours, if asked for.
         detections: Number of detections of each image, and of those that are drawn. Empty for a segmentor.
     """
 
     parts: list[dict[str, float]]
     sequential: Spread
-    overlapped: Spread
-    speedup: Spread
+    overlapped: Spread | None
+    speedup: Spread | None
+    matplotlib: Spread | None
     detections: list[tuple[int, int]]
 
 
@@ -64,6 +68,8 @@ def measure_pipeline(
     rounds: int = 3,
     score_thr: float = 0.3,
     trust: bool = False,
+    compare_drawing: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
     """Predict on images as ``tools/infer.py`` does, one at a time, and measure the parts of it.
 
@@ -78,11 +84,13 @@ def measure_pipeline(
         rounds: Number of passes over the images, each of them with the stopwatch, in turn, and overlapped.
         score_thr: Lowest score of a drawn box.
         trust: As in :func:`~mmcasvit.weights.checkpoint.read_checkpoint`.
+        compare_drawing: Also draw by matplotlib, as OpenMMLab's own tools do.
+        clock: As of :class:`~mmcasvit.utils.timing.Timer`.
 
     Raises:
         UsageError: If config, weights and exported model do not belong together.
     """
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, clock)
     if exported is None:
         inferencer = get_inferencer(cfg, checkpoint, device, trust)
     else:
@@ -105,16 +113,40 @@ def measure_pipeline(
             return sum(map(sum, (part.values() for part in parts[-len(outputs) :])))
 
         def without(readers: int) -> float:
-            return timed(lambda: list(images.predictions(predictor, outputs, readers=readers)), device)[1]
+            return timed(lambda: list(images.predictions(predictor, outputs, readers=readers)), device, clock)[1]
 
         with_stopwatch()  # memory is touched, and runtimes settle
         parts.clear()
         predictor.detections.clear()
-        runs = dict(parts=with_stopwatch, sequential=lambda: without(0), overlapped=lambda: without(readers))
+        runs = dict(parts=with_stopwatch, sequential=lambda: without(0))
+        if clock is time.perf_counter:
+            runs['overlapped'] = lambda: without(readers)
         seconds = interleave(runs, rounds)
+        slower = _compare_drawing(predictor, paths, rounds, clock) if compare_drawing else None
     rates = {name: spread([len(paths) / one for one in samples]) for name, samples in seconds.items()}
-    speedup = ratio(seconds['sequential'], seconds['overlapped'])
-    return Measured(parts, rates['sequential'], rates['overlapped'], speedup, predictor.detections)
+    speedup = ratio(seconds['sequential'], seconds['overlapped']) if 'overlapped' in seconds else None
+    return Measured(parts, rates['sequential'], rates.get('overlapped'), speedup, slower, predictor.detections)
+
+
+def _compare_drawing(predictor: Predictor, paths: Sequence[str], rounds: int, clock: Callable[[], float]) -> Spread:
+    """Return how many times as long matplotlib takes over the drawings."""
+    prepared = [predictor.prepare(path) for path in paths]
+    pairs = [(one.image, predictor.run([one])[0]) for one in prepared]
+    visualizer = predictor.inferencer.visualizer
+    ours = type(visualizer)
+
+    def draw() -> float:
+        return timed(lambda: [predictor.draw(*pair) for pair in pairs], 'cpu', clock)[1]
+
+    def draw_by_matplotlib() -> float:
+        visualizer.__class__ = ours.__bases__[-1]  # without our canvas
+        try:
+            return draw()
+        finally:
+            visualizer.__class__ = ours
+
+    seconds = interleave(dict(ours=draw, theirs=draw_by_matplotlib), rounds)
+    return ratio(seconds['theirs'], seconds['ours'])
 
 
 class _Predictor(Predictor):
@@ -205,14 +237,20 @@ def _settled(watch: Stopwatch, threads: int) -> Iterator[None]:
 def pipeline_in_words(found: Measured) -> str:
     """Say how many images a second there were, and how many detections."""
 
+    def times(around: Spread) -> str:
+        return f'{around.median:.2f} times ({around.low:.2f} to {around.high:.2f})'
+
     def rate(around: Spread) -> str:
         return f'{around.median:.2f} images/s ({around.low:.2f} to {around.high:.2f})'
 
-    text = (
-        f'In turn {rate(found.sequential)}, overlapped {rate(found.overlapped)}: {found.speedup.median:.2f} times '
-        f'({found.speedup.low:.2f} to {found.speedup.high:.2f}) as fast.'
-    )
-    if not found.detections:
-        return text
-    counts = [statistics.mean(numbers) for numbers in zip(*found.detections)]
-    return f'{text} Detections of an image: {counts[0]:.1f}, of which {counts[1]:.1f} are drawn.'
+    lines = [f'In turn {rate(found.sequential)}.']
+    if found.overlapped and found.speedup:
+        lines = [
+            f'In turn {rate(found.sequential)}, overlapped {rate(found.overlapped)}, {times(found.speedup)} as many.'
+        ]
+    if found.detections:
+        counts = [statistics.mean(numbers) for numbers in zip(*found.detections)]
+        lines.append(f'Detections of an image: {counts[0]:.1f}, of which {counts[1]:.1f} are drawn.')
+    if found.matplotlib:
+        lines.append(f'A drawing by matplotlib takes {times(found.matplotlib)} as long.')
+    return ' '.join(lines)

@@ -99,7 +99,7 @@ class Predictor:
 
     def _reads_plainly(self) -> bool:
         """Return whether the pipeline reads a file as :meth:`read` does, so that it need not be read twice."""
-        loader = getattr(self.inferencer.pipeline.transforms[0], 'from_file', None)
+        loader: Any = getattr(self.inferencer.pipeline.transforms[0], 'from_file', None)
         return (
             type(loader) is LoadImageFromFile
             and loader.color_type == 'color'

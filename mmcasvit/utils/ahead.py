@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
-A, B = TypeVar('A'), TypeVar('B')
+A = TypeVar('A')
+B = TypeVar('B')
 
 
 def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
