@@ -47,8 +47,8 @@ class _Canvas:
     def draw_polygons(
         self, polygons, edge_colors='g', line_styles='-', line_widths=2, face_colors='none', alpha=0.8
     ) -> '_Canvas':
-        colors = _one_each(edge_colors, len(polygons), list)
-        widths = _one_each(line_widths, len(polygons), list)
+        colors = _one_each(edge_colors, len(polygons))
+        widths = _one_each(line_widths, len(polygons))
         for polygon, color, width in zip(polygons, colors, widths):
             points = min(max(width, 1), self._default_font_size / 4)
             self._drawn.append(
@@ -70,7 +70,7 @@ class _Canvas:
     ) -> '_Canvas':
         texts = [texts] if isinstance(texts, str) else texts
         positions = np.reshape(tensor2ndarray(positions), (-1, 2)).tolist()
-        sizes, colors = (_one_each(given, len(texts), list) for given in (font_sizes, colors))
+        sizes, colors = (_one_each(given, len(texts)) for given in (font_sizes, colors))
         for text, place, size, color in zip(texts, positions, sizes, colors):
             pixels = max(1, round(size * self.dpi / 72))
             centered = horizontal_alignments == 'center'
@@ -85,7 +85,7 @@ class _Canvas:
         masks = tensor2ndarray(binary_masks)
         masks = masks[None] if masks.ndim == 2 else masks
         image = self.get_image()  # what is drawn so far shines through the masks, and is drawn over them again
-        for mask, color, alpha in zip(masks, _one_each(colors, len(masks), list), _one_each(alphas, len(masks), list)):
+        for mask, color, alpha in zip(masks, _one_each(colors, len(masks)), _one_each(alphas, len(masks))):
             rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
             if len(rows):
                 place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -104,8 +104,8 @@ def quicken(visualizer: Any) -> Any:
     return visualizer
 
 
-def _one_each(given: Any, count: int, many: type) -> list:
-    return given if isinstance(given, many) else [given] * count
+def _one_each(given: Any, count: int) -> list:
+    return given if isinstance(given, list) else [given] * count
 
 
 def _rgb(color: Color) -> tuple[int, ...]:
