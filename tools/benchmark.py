@@ -404,7 +404,7 @@ def pipeline(args):
 
 
 def coco_eval(args):
-    rows, difference = evaluate_both(args.images)
+    rows, difference = evaluate_both(args.images, tell)
     write_files(args, rows)
     images = count_of(args.images, 'made-up image')
     return f'{images} on {machine(["cpu"])}; largest difference of a metric {difference:.1e}.\n\n{markdown(rows)}'

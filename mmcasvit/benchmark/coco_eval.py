@@ -3,6 +3,7 @@
 import contextlib
 import io
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,12 @@ def made_up_boxes(images: int, seed: int = 0) -> tuple[dict[str, list], list[dic
     return dict(images=entries, annotations=annotations, categories=categories), found
 
 
-def evaluate_both(images: int) -> tuple[list[dict[str, Any]], float]:
+def evaluate_both(images: int, tell: Callable[[str], None] = lambda text: None) -> tuple[list[dict[str, Any]], float]:
     """Evaluate made-up boxes by both libraries.
+
+    Args:
+        images: Number of images.
+        tell: Function that is told what begins and what is done.
 
     Returns:
         A row for each library, with its seconds of processor time, and the largest difference between their metrics.
@@ -49,6 +54,7 @@ def evaluate_both(images: int) -> tuple[list[dict[str, Any]], float]:
         from faster_coco_eval import COCOeval_faster
     except ImportError as error:
         raise UsageError('faster-coco-eval is not installed: pip install "mmcasvit[coco]"') from error
+    tell(f'making up the boxes of {images} images')
     dataset, found = made_up_boxes(images)
     rows, stats = [], []
     with contextlib.redirect_stdout(io.StringIO()):
@@ -56,6 +62,7 @@ def evaluate_both(images: int) -> tuple[list[dict[str, Any]], float]:
         truth.dataset = dataset
         truth.createIndex()
         for name, kind in (('pycocotools', COCOeval), ('faster-coco-eval', COCOeval_faster)):
+            tell(f'evaluating by {name}')
             evaluation = kind(truth, truth.loadRes([dict(box) for box in found]), 'bbox')
             start = time.process_time()
             evaluation.evaluate()
