@@ -60,7 +60,7 @@ def test_detections_look_as_those_of_matplotlib(with_masks):
     assert (changed[0] & changed[1]).sum() / (changed[0] | changed[1]).sum() > 0.8
     # Edges of lines and letters differ by a shade or a fraction of a pixel.
     blurred = [cv2.blur(drawing.astype(np.uint8), (7, 7)).astype(int) for drawing in (theirs, ours, IMAGE)]
-    assert np.abs(blurred[0] - blurred[1]).mean() < 0.15 * np.abs(blurred[0] - blurred[2]).mean()
+    assert np.abs(blurred[0] - blurred[1]).mean() < 0.3 * np.abs(blurred[0] - blurred[2]).mean()
 
 
 def test_scores_below_the_threshold_are_not_drawn():
