@@ -13,8 +13,8 @@ from mmcasvit import CASViT
 ALL = sorted(path.relative_to(ROOT / 'configs').as_posix() for path in (ROOT / 'configs').glob('*/*.py'))
 # test_classification_recipes.py tests the classification configs, test_ablation.py those of the token mixers.
 CONFIGS = [name for name in ALL if not name.startswith(('classification/', 'ablation/'))]
-# RTMDet is this project's own, for tools/start.py.
-FULL = [name for name in CONFIGS if 'shapes' not in name and 'rtmdet' not in name]
+# RTMDet is this project's own, for tools/start.py, and test_realtime.py tests the settings of the real-time recipes.
+FULL = [name for name in CONFIGS if not any(word in name for word in ('shapes', 'rtmdet', 'realtime/'))]
 
 _DETECTION = dict(lr=2e-4, decay=1e-4, batch=4, base=32, epochs=12, steps=[8, 11], warmup=500, scale=(1333, 800))
 # Settings of the published recipes, by the start of the file name.
@@ -38,10 +38,10 @@ def test_test_time_augmentation_keeps_the_image_size(name):
     )
 
 
-# An AMP variant differs only in the optimizer wrapper, and a 3x schedule in the pipeline, so their models are tested
-# with the config they inherit.
-MODELS = [name for name in CONFIGS if 'amp-' not in name and 'ms-3x' not in name]
-LARGER = [name for name in FULL if name in MODELS and '_casvit-xs_' not in name]
+# The others differ in the optimizer wrapper or the pipeline, so their models are tested with the config they inherit.
+SAME_MODEL = ('amp-', 'ms-3x', '300e_coco-320', '300e_coco-416')
+MODELS = [name for name in CONFIGS if not any(word in name for word in SAME_MODEL)]
+LARGER = [name for name in MODELS if 'shapes' not in name and '_casvit-xs_' not in name]
 
 
 @pytest.mark.parametrize('name', [name for name in MODELS if name not in LARGER])

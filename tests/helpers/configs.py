@@ -38,7 +38,7 @@ def random_batch(cfg, size):
             2,
             [(3, *size)] * 2,
             num_classes=cfg.model.get('bbox_head', cfg.model.get('roi_head', {}).get('bbox_head')).num_classes,
-            with_mask='roi_head' in cfg.model,
+            with_mask='roi_head' in cfg.model or 'loss_mask' in cfg.model.bbox_head,
         )
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample

@@ -1,0 +1,1 @@
+_base_ = '../segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
