@@ -29,7 +29,7 @@ from mmcasvit.benchmark.forms import FORMS
 from mmcasvit.benchmark.mmcv_ops import mmcv_ops_text
 from mmcasvit.benchmark.models import CASVITS
 from mmcasvit.benchmark.operator_times import operators_text
-from mmcasvit.benchmark.peers import PEERS
+from mmcasvit.benchmark.peers import PEERS, WHOLE_PEERS
 from mmcasvit.benchmark.pipeline import ORDER, measure_pipeline, pipeline_in_words
 from mmcasvit.benchmark.preparation import count_variant
 from mmcasvit.benchmark.published import PUBLISHED
@@ -111,7 +111,8 @@ def parse_args():
         nargs='+',
         metavar='MODEL',
         help=f'a CAS-ViT ({", ".join(CASVITS)}), with arguments such as xs:with_cp=True,norm_eval=True; a peer '
-        f'({", ".join(PEERS)}); peers for all of these that are installed; or a config of a detector or segmentor',
+        f'({", ".join(PEERS)}); peers for all of these that are installed; a config of a detector or segmentor, '
+        'such as mmdet::yolox/yolox_tiny_8xb8-300e_coco.py; or detectors or segmentors for fast ones of mmdet or mmseg',
     )
     command.add_argument(
         '--modes', nargs='+', default=['infer'], choices=MODES, help='train: forward and backward pass, no optimizer'
@@ -269,8 +270,9 @@ def write_files(args, rows, **about):
 
 
 def compare(args):
+    groups = dict(peers=PEERS, **WHOLE_PEERS)
     variants = grid(
-        model=list(dict.fromkeys(name for model in args.models for name in (PEERS if model == 'peers' else [model]))),
+        model=list(dict.fromkeys(name for model in args.models for name in groups.get(model, [model]))),
         mode=args.modes,
         form=args.forms,
         precision=args.precisions,

@@ -1,5 +1,5 @@
-# RTMDet-Ins-s with CAS-ViT S as its backbone, and 96 channels instead of 128 in neck and head, for the same reason as in
-# the config of XS. RTMDet-Ins-s keeps more images for mosaic and mixup than RTMDet-Ins-tiny, and always mixes.
+# RTMDet-Ins-s with CAS-ViT S as its backbone, and 96 channels instead of 128 in neck and head, for the reason that the
+# config of XS gives. RTMDet-Ins-s keeps more images for mosaic and mixup than RTMDet-Ins-tiny, and always mixes.
 _base_ = 'rtmdet-ins_casvit-xs_8xb32-300e_coco-640.py'
 
 model = dict(
@@ -15,11 +15,7 @@ train_pipeline = [
     dict(crop, recompute_bbox=True, allow_negative_crop=True),
     *augment,
     dict(
-        type='CachedMixUp',
-        img_scale=(640, 640),
-        ratio_range=(1.0, 1.0),
-        max_cached_images=20,
-        pad_val=(114, 114, 114),
+        type='CachedMixUp', img_scale=(640, 640), ratio_range=(1.0, 1.0), max_cached_images=20, pad_val=(114, 114, 114)
     ),
     drop_empty,
     pack,

@@ -1,5 +1,5 @@
-# RTMDet-m with CAS-ViT M as its backbone. RTMDet-m scales images over a wider range than RTMDet-s. The drop path is that
-# of CAS-ViT's published recipes.
+# RTMDet-m with CAS-ViT M as its backbone. RTMDet-m scales images over a wider range than RTMDet-s. The drop path is the
+# one of CAS-ViT's published recipes.
 _base_ = 'rtmdet_casvit-s_8xb32-300e_coco-640.py'
 
 model = dict(

@@ -13,11 +13,7 @@ train_pipeline = [
     dict(type='CachedMosaic', img_scale=(640, 640), pad_val=114.0),
     *augment,
     dict(
-        type='CachedMixUp',
-        img_scale=(640, 640),
-        ratio_range=(1.0, 1.0),
-        max_cached_images=20,
-        pad_val=(114, 114, 114),
+        type='CachedMixUp', img_scale=(640, 640), ratio_range=(1.0, 1.0), max_cached_images=20, pad_val=(114, 114, 114)
     ),
     pack,
 ]

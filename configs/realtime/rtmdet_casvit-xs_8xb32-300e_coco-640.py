@@ -2,6 +2,7 @@
 # (8 GPUs x 32 images, AdamW, 300 epochs, the last 20 without mosaic and mixup). No results of CAS-ViT with RTMDet are
 # published, and nobody has trained these recipes on COCO yet. Deviations:
 # - Images are normalized as RGB, as the ImageNet weights of CAS-ViT expect. RTMDet's own backbone takes BGR.
+# - Images that are not padded by the pipeline are padded to multiples of 32, without which the neck fails.
 # - The BatchNorms of the backbone learn, synchronized over the GPUs, as in RTMDet. The published recipes of CAS-ViT
 #   freeze them, which suits their 4 images of a GPU and 12 epochs.
 # - The learning rate is 1e-3, that of mmdet's RTMDet with a Swin or ConvNeXt, instead of 4e-3: at 4e-3 the fourth stage
@@ -16,7 +17,9 @@ base_lr = 1e-3
 max_epochs = 300
 stage2_num_epochs = 20
 model = dict(
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    data_preprocessor=dict(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32
+    ),
     backbone=dict(
         _delete_=True, type='mmcasvit.CASViT', arch='xs', out_indices=(1, 2, 3), norm_cfg=dict(type='SyncBN')
     ),
@@ -31,10 +34,7 @@ train_pipeline, train_pipeline_stage2 = (
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 train_cfg = dict(type='mmcasvit.ResumableEpochLoop')
 optim_wrapper = dict(optimizer=dict(lr=base_lr))
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], eta_min=base_lr * 0.05),
-]
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], eta_min=base_lr * 0.05)]
 default_hooks = dict(
     checkpoint=dict(type='mmcasvit.CheckpointHook', save_best='coco/bbox_mAP', rule='greater'),
     visualization=dict(draw=True, interval=500),
@@ -44,10 +44,6 @@ custom_hooks = [
     dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
     _base_.custom_hooks[0],  # EMA
-    dict(
-        type='PipelineSwitchHook',
-        switch_epoch=max_epochs - stage2_num_epochs,
-        switch_pipeline=train_pipeline_stage2,
-    ),
+    dict(type='PipelineSwitchHook', switch_epoch=max_epochs - stage2_num_epochs, switch_pipeline=train_pipeline_stage2),
 ]
 auto_scale_lr = dict(base_batch_size=256)

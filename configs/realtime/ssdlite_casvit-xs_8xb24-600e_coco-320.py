@@ -1,9 +1,9 @@
 # SSDLite with CAS-ViT XS as its backbone, for the smallest budget: extra maps, head, anchors, augmentation and schedule
-# are those of mmdet's SSDLite with MobileNetV2 (8 GPUs x 24 images, 120 epochs of five passes). No results of CAS-ViT with
-# SSDLite are published, and nobody has trained these recipes on COCO yet. Deviations:
+# are those of mmdet's SSDLite with MobileNetV2 (8 GPUs x 24 images, 120 epochs of five passes). No results of CAS-ViT
+# with SSDLite are published, and nobody has trained these recipes on COCO yet. Deviations:
 # - The first two maps are those of the third and fourth stage, which have the strides of MobileNetV2's.
-# - AdamW at the rate and the weight decay of CAS-ViT's COCO recipes, scaled from 32 to 192 images, instead of SGD: CAS-ViT
-#   has only been trained by AdamW, and starts from ImageNet weights here. MobileNetV2 starts from scratch.
+# - AdamW instead of SGD, at the rate and the weight decay of CAS-ViT's COCO recipes, scaled from 32 to 192 images:
+#   CAS-ViT has only been trained by AdamW, and starts from ImageNet weights here. MobileNetV2 starts from scratch.
 # - The BatchNorms of the backbone learn, as in SSDLite. The published recipes of CAS-ViT freeze them.
 # - Unreadable files are skipped up to a limit, and reported.
 _base_ = 'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py'

@@ -87,7 +87,12 @@ def measure(
             left_out.append(f'{variant}: {type(error).__name__}: {line}')
             continue
         timers[variant] = timer
-        about[variant] = dict(library=prepared.library, outputs=prepared.outputs, deviation=prepared.deviation)
+        about[variant] = dict(
+            library=prepared.library,
+            outputs=prepared.outputs,
+            deviation=prepared.deviation,
+            published=prepared.published,
+        )
     if not timers:
         raise UsageError('nothing to measure: ' + '; '.join(left_out))
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmcasvit.export.formats import FORMATS as FILES
+from mmcasvit.export.graphs import RawGraph, replace_adaptive_pooling
 from mmcasvit.export.quantization import check_quantizer, quantize
 from mmcasvit.export.signature import Signature
 from mmcasvit.models.deploy import deploy
@@ -76,12 +77,12 @@ class _Runtime(nn.Module):
         super().__init__()
         self.run = run
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.run(x))
+    def forward(self, inputs: Tensor, **about_whole_models) -> tuple[Tensor, ...]:
+        return tuple(self.run(inputs))
 
 
 def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Callable[[Subject, Setting], None]:
-    """Return a step that exports a backbone and runs it from the file.
+    """Return a step that exports a backbone, or a whole model without post-processing, and runs it from the file.
 
     Args:
         name: Name of the runtime.
@@ -90,20 +91,24 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
     """
 
     def apply(subject: Subject, setting: Setting) -> None:
-        if isinstance(subject, WholeModel):
-            raise NotApplicable(f'{name} runs only backbones here')
         if setting.train or setting.device != 'cpu':
             raise NotApplicable(f'{name} is measured only for inference on the CPU')
         if setting.precision not in precisions:
             raise NotApplicable(f'{name} has no {setting.precision} convolutions here')
         known, example, int8 = FILES[format_name], setting.example, setting.precision == 'int8'
+        graph = subject.module
+        if isinstance(subject, WholeModel):
+            if hasattr(subject.module, 'roi_head'):
+                raise NotApplicable(f'{name} runs no two-stage detectors here: their boxes are chosen in between')
+            replace_adaptive_pooling(subject.module)
+            graph, example = RawGraph(subject.module), example['inputs']
         if int8:
             check_quantizer()
         precision = 'fp32' if int8 else setting.precision
         signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=precision)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, 'model').with_suffix(known.suffix)
-            known.write(subject.module, example, signature, path)
+            known.write(graph, example, signature, path)
             if int8:
                 full, path = path, path.with_stem('quantized')
                 quantize(full, path, [example])  # the calibration data does not change the speed, so noise will do

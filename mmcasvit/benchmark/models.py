@@ -10,12 +10,14 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmcasvit.apis.config import load_config
+from mmcasvit.apis.config import config_path, load_config
 from mmcasvit.archs import ARCHS
 from mmcasvit.models.casvit import CASViT
+from mmcasvit.plugin.source import config_file
 from mmcasvit.utils.errors import UsageError
 
 from .peers import PEERS, check_library
+from .published import reported
 
 _NOISE_SIZE = (128, 128)
 _SOFTMAX = '-softmax'
@@ -33,8 +35,8 @@ def parse_name(name: str) -> tuple[str, dict]:
         return name, {}
     if base not in CASVITS and base not in PEERS:
         raise UsageError(
-            f'unknown model {base!r}. Valid: a config file, {", ".join([*CASVITS, *PEERS])}, or peers for '
-            'all models of other libraries.'
+            f'unknown model {base!r}. Valid: a config file, {", ".join([*CASVITS, *PEERS])}, or peers, detectors or '
+            'segmentors for all models of other libraries.'
         )
     if text and base not in CASVITS:
         raise UsageError(f'{name}: arguments after a colon are those of CASViT, and {base} is not a CAS-ViT.')
@@ -59,7 +61,10 @@ class Backbone:
         outputs: Description of the output.
         noise_size: Height and width of the noise from which :func:`build_subject` takes the statistics of the norms.
         deployable: Whether the model has a deploy form.
+        published: Accuracy that is published for a config, with its metric and dataset.
     """
+
+    published: str | None = None
 
     def __init__(self, name: str, size: tuple[int, int]):
         base, settings = parse_name(name)
@@ -103,7 +108,9 @@ class WholeModel:
     noise_size = _NOISE_SIZE
 
     def __init__(self, name: str):
-        cfg = load_config(name)
+        file = config_file(name) if '::' in name else Path(config_path(name))
+        cfg = load_config(str(file))
+        self.published = reported(file)
         self.library = cfg.default_scope
         cfg.model.get('backbone', {}).pop('init_cfg', None)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -124,6 +124,23 @@ PEERS: dict[str, Peer] = {
     'edgenext-small': _timm('edgenext_small'),
 }
 
+# Fast detectors and segmentors, with random weights, as the configs of their libraries build them.
+WHOLE_PEERS: dict[str, list[str]] = dict(
+    detectors=[
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+        'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
+        'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+    ],
+    segmentors=[
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+        'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+        'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py',
+        'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py',
+        'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py',
+    ],
+)
+
 
 def check_library(name: str) -> None:
     """Check that the library of a peer can be imported.

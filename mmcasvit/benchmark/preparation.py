@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmcasvit.utils.timing import DTYPES, use_threads
 
@@ -27,15 +27,16 @@ class Prepared:
     Attributes:
         run: Function that runs one pass. In inference it returns the outputs.
         weights: Bytes of parameters and buffers, or 0 for exported forms, which keep their own copies.
-        library, outputs: Descriptions of the model, see :class:`.models.Backbone`.
+        library, outputs, published: Descriptions of the model, see :class:`.models.Backbone`.
         deviation: Relative difference from the outputs of the eager model in fp32, see :func:`deviation`. None for
-            training and whole models.
+            training, and for whole models that were not exported.
     """
 
     run: Callable[[], object]
     weights: int
     library: str
     outputs: str
+    published: str | None
     deviation: float | None
 
 
@@ -64,12 +65,15 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
     exported = any(step.exported for step in steps)
     with use_threads(variant.threads):
         data: Any = subject.example(variant.batch, variant.size)
-        wanted = None
-        if not train and not whole:
+        wanted, module = None, subject.module
+        if whole:
+            module.to(device)
+            data = module.data_preprocessor(data, training=train)
+        if not train and (exported or not whole):
             with torch.no_grad():
-                wanted = subject.infer(data[:_COMPARED])
-        module = subject.module.to(device)
-        data = module.data_preprocessor(data, training=train) if whole else data.to(device)
+                wanted = tree_leaves(subject.infer(data if whole else data[:_COMPARED]))
+        if not whole:
+            module, data = module.to(device), data.to(device)
         module.train(train)
         dtype = DTYPES[variant.precision]
         autocast = nullcontext()
@@ -98,9 +102,11 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
                 parameter.grad = None
 
         run = train_step if train else infer
-        difference = None if wanted is None else deviation([out[:_COMPARED].cpu() for out in run()], wanted)
+        difference = None
+        if wanted is not None:
+            difference = deviation([out[: len(wanted[0])].cpu() for out in run()], wanted)
     weights = 0 if exported else nbytes([*subject.module.parameters(), *subject.module.buffers()])
-    return Prepared(run, weights, subject.library, subject.outputs, difference)
+    return Prepared(run, weights, subject.library, subject.outputs, subject.published, difference)
 
 
 def count_variant(variant: Variant) -> Cost:

@@ -5,6 +5,9 @@ batch size (16 or 32) and learning rate, and the pretraining differs in length a
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,15 @@ PUBLISHED: dict[str, Published] = {
 }
 # Fields that are plotted against the time, with the labels of their axes.
 METRICS = dict(box_ap='Mask R-CNN 1x, COCO box AP', miou='Semantic FPN, ADE20K mIoU')
+
+
+def reported(file: Path) -> str | None:
+    """Return the accuracy that the ``metafile.yml`` next to a config reports, with its metric and dataset."""
+    for metafile in file.parent.glob('metafile.y*ml'):
+        for model in yaml.safe_load(metafile.read_text())['Models']:
+            if model['Config'].endswith(f'configs/{file.parent.name}/{file.name}') and model.get('Results'):
+                results = model['Results']
+                result = results[0] if isinstance(results, list) else results
+                metric, value = next(iter(result['Metrics'].items()))
+                return f'{metric} {value}, {result["Dataset"]}'
+    return None

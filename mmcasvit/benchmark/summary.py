@@ -65,6 +65,8 @@ def comparison_text(
     """
     name = ', '.join('x'.join(map(str, x)) if isinstance(x, tuple) else str(x) for x in baseline.values())
     columns = [*varying, *(field for field in ('library', 'outputs') if len({row[field] for row in rows}) > 1)]
+    if any(row.get('published') for row in rows):
+        columns.append('published')
     lines = [
         f'{settings_in_words(constant)}; {plan} on {machine}. Limits in the same rounds: {rates_in_words(rows)}.',
         '',

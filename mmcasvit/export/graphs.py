@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mmcasvit.models.deploy import deploy
 from mmcasvit.utils.errors import UsageError
@@ -46,7 +47,8 @@ class AdaptiveAveragePool(nn.Module):
         return self.weights(height, x) @ x @ self.weights(width, x).t()
 
 
-def _replace_adaptive_pooling(model: nn.Module) -> None:
+def replace_adaptive_pooling(model: nn.Module) -> None:
+    """Replace the adaptive pooling of a model by :class:`AdaptiveAveragePool`, in place."""
     for part in model.modules():
         for name, child in part.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
@@ -66,6 +68,20 @@ class BackboneGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.backbone(image))
+
+
+class RawGraph(nn.Module):
+    """Graph of a detector or segmentor without post-processing, for measuring it.
+
+    Shape: ``(N, 3, H, W)`` to a tuple of the tensors that the head returns.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(self.model(image, mode='tensor')))
 
 
 class SegmentorGraph(nn.Module):
@@ -130,7 +146,8 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 class DetectorGraph(nn.Module):
     """Graph of a detector of mmdet, box decoding and non-maximum suppression included.
 
-    Supports RetinaNet and other heads that select anchors in the same way, Faster R-CNN and Mask R-CNN.
+    Supports RetinaNet, RTMDet, SSD and other heads that select anchors or points in the same way, Faster R-CNN and Mask
+    R-CNN.
 
     Shape:
         ``(N, 3, H, W)`` to boxes ``(N, D, 4)`` as x1, y1, x2, y2 in pixels of the input, scores ``(N, D)``, labels
@@ -215,7 +232,8 @@ class DetectorGraph(nn.Module):
 
     @staticmethod
     def decode(coder, boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
-        decoded = coder.decode(boxes.reshape(-1, 4), deltas.reshape(-1, 4)).reshape(boxes.shape)
+        # RTMDet decodes distances from points, which are pairs.
+        decoded = coder.decode(boxes.flatten(0, 1), deltas.flatten(0, 1)).reshape(deltas.shape)
         if not coder.clip_border:
             return decoded
         x, y = (decoded[..., i::2].clamp(min=0).clamp(max=size[1 - i]) for i in range(2))
@@ -350,7 +368,7 @@ def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> Ex
     if signature.what == 'backbone':
         model = getattr(model, 'backbone', model)
     copied = deploy(model) if fold else copy.deepcopy(model).eval()
-    _replace_adaptive_pooling(copied)
+    replace_adaptive_pooling(copied)
     if signature.what == 'backbone':
         graph = BackboneGraph(copied)
     elif signature.what == 'segmentor':

@@ -1,6 +1,7 @@
 import importlib.util
 
 import pytest
+from helpers.repository import ROOT, write_tiny_config
 
 from mmcasvit.benchmark.forms import FORMS, parse_form
 from mmcasvit.benchmark.peers import check_library
@@ -31,6 +32,23 @@ def test_an_exported_form_agrees_with_the_eager_model(form):
     assert prepare(Variant('xs', form=form, size=(64, 64))).deviation < 1e-4
     with pytest.raises(NotApplicable, match='measured only for inference on the CPU'):
         prepare(Variant('xs', form=form, mode='train', size=(64, 64)))
+
+
+@pytest.mark.parametrize(
+    'base', ['realtime/rtmdet_casvit-xs_6e_shapes.py', 'segmentation/semantic-fpn_casvit-xs_600i_shapes.py']
+)
+def test_an_exported_whole_model_agrees_with_the_eager_model(base, tmp_path):
+    for package in FORMS['onnxruntime'].packages:
+        pytest.importorskip(package)
+    config = write_tiny_config(tmp_path / 'tiny.py', ROOT / 'configs' / base, stages=3 if 'rtmdet' in base else 4)
+    assert prepare(Variant(str(config), form='deploy+onnxruntime', size=(64, 96))).deviation < 1e-4
+
+
+def test_a_two_stage_detector_is_not_exported_whole():
+    for package in FORMS['onnxruntime'].packages:
+        pytest.importorskip(package)
+    with pytest.raises(NotApplicable, match='no two-stage detectors'):
+        prepare(Variant(str(ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py'), form='onnxruntime'))
 
 
 def test_int8_quantizes_an_exported_form():

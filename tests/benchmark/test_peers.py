@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from mmcasvit.benchmark.models import CASVITS, build_subject
-from mmcasvit.benchmark.peers import PEERS
+from mmcasvit.benchmark.peers import PEERS, WHOLE_PEERS
 from mmcasvit.benchmark.preparation import count_variant
-from mmcasvit.benchmark.published import PUBLISHED
+from mmcasvit.benchmark.published import PUBLISHED, reported
 from mmcasvit.benchmark.variants import Variant
+from mmcasvit.plugin.source import config_file
 
 
 def test_the_softmax_variant_differs_only_in_its_mixers():
@@ -56,3 +57,21 @@ def test_peers_have_the_expected_parameters_and_maps(name, params, maps):
 def test_published_figures_belong_to_known_models_and_have_sources():
     assert set(PUBLISHED) <= {*CASVITS, *PEERS}
     assert all('arXiv' in figures.source or 'model zoo' in figures.source for figures in PUBLISHED.values())
+
+
+@pytest.mark.parametrize('kind', WHOLE_PEERS)
+def test_whole_peers_exist_with_what_their_libraries_report(kind):
+    found = [reported(config_file(name)) for name in WHOLE_PEERS[kind]]
+    assert (
+        found
+        == dict(
+            detectors=['box AP 40.9, COCO', 'box AP 32.0, COCO', None, 'box AP 21.3, COCO'],
+            segmentors=[
+                'mIoU 37.41, ADE20K',
+                'mIoU 78.74, Cityscapes',
+                'mIoU 73.21, Cityscapes',
+                'mIoU 70.96, Cityscapes',
+                'mIoU 69.54, Cityscapes',
+            ],
+        )[kind]
+    )

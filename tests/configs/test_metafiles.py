@@ -96,6 +96,7 @@ def test_the_schedule_matches_the_name():
         '3x': ('Epochs', 36),
         '30e': ('Epochs', 30),
         '300e': ('Epochs', 300),
+        '600e': ('Epochs', 600),
         '40k': ('Iterations', 40000),
         '160k': ('Iterations', 160000),
     }

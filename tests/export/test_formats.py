@@ -44,17 +44,22 @@ def test_a_segmentor_in_executorch_takes_images_or_pixels(pixels, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'twin, outputs',
-    [('retinanet', {'detections', 'boxes', 'scores'}), ('mask_rcnn', {'detections', 'boxes', 'scores', 'masks'})],
+    'twin, outputs, boxes',
+    [
+        ('retinanet', {'detections', 'boxes', 'scores'}, 100),
+        ('mask_rcnn', {'detections', 'boxes', 'scores', 'masks'}, 100),
+        ('rtmdet', {'detections', 'boxes', 'scores'}, 300),
+        ('ssdlite', {'detections', 'boxes', 'scores'}, 200),
+    ],
 )
 @pytest.mark.parametrize('name', formats('torchscript', 'onnx'))
-def test_a_detector_finds_what_mmdet_finds(name, twin, outputs, tmp_path):
+def test_a_detector_finds_what_mmdet_finds(name, twin, outputs, boxes, tmp_path):
     """The size is not a multiple of 32, so that the graph has to pad and clip as mmdet does."""
     free = name == 'torchscript'  # ONNX supports it too, but takes a minute
     path = export(tiny(twin), tmp_path / f'model{FORMATS[name].suffix}', what='detector', size=ODD, dynamic_size=free)
     assert set(check_export(tiny(twin), path, [ODD, (64, 96)] if free else [ODD], tolerance=1e-3)) == outputs
     found = load_exported(path)(torch.randn(1, 3, *ODD))
-    assert found['boxes'].shape == (1, 100, 4)
+    assert found['boxes'].shape == (1, boxes, 4)
     assert found['labels'].dtype == torch.int64
     assert (found['scores'] > 0).any()
     assert (found['labels'] == -1).eq(found['scores'] == 0).all()

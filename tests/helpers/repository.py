@@ -13,13 +13,13 @@ TINY = """
 _base_ = {base!r}
 model = dict(
     backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), channels={channels})),
-    neck=dict(in_channels={channels}))
+    neck=dict(in_channels={read}))
 """
 
 
-def write_tiny_config(path, base, channels=(8, 12, 16, 24)):
-    """Write a variant of a config with a tiny backbone, and return its path."""
-    path.write_text(TINY.format(base=str(base), channels=list(channels)))
+def write_tiny_config(path, base, channels=(8, 12, 16, 24), stages=4):
+    """Write a variant of a config with a tiny backbone, whose last stages the neck reads, and return its path."""
+    path.write_text(TINY.format(base=str(base), channels=list(channels), read=list(channels[-stages:])))
     return path
 
 

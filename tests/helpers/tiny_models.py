@@ -22,6 +22,9 @@ TWINS = dict(
     mask_rcnn='mask-rcnn_casvit-xs_fpn_6e_shapes',
     semantic_fpn='semantic-fpn_casvit-xs_600i_shapes',
     upernet='upernet_casvit-xs_600i_shapes',
+    rtmdet='rtmdet_casvit-xs_6e_shapes',
+    ssdlite='ssdlite_casvit-xs_6e_shapes',
+    segformer='segformer_casvit-xs_600i_shapes',
 )
 
 
@@ -31,9 +34,14 @@ def tiny_config(name, arch=TINY, **backbone):
     channels = [CHANNELS[i] for i in cfg.model.backbone.get('out_indices', range(4))]
     if 'neck' in cfg.model:
         cfg.model.neck.in_channels = channels
+        if cfg.model.neck.type == 'SSDNeck':  # its first outputs are its inputs
+            levels = (*channels, *cfg.model.neck.out_channels[len(channels) :])
+            cfg.model.neck.update(in_channels=tuple(channels), out_channels=levels)
+            cfg.model.bbox_head.in_channels = levels
     else:
         cfg.model.decode_head.in_channels = channels
-        cfg.model.auxiliary_head.in_channels = channels[2]
+        if 'auxiliary_head' in cfg.model:
+            cfg.model.auxiliary_head.in_channels = channels[2]
     return cfg
 
 
@@ -62,6 +70,8 @@ def tiny(twin):
     roi_layers = ('bbox_head.fc_cls', 'mask_head.conv_logits')
     for layer in dict(
         retinanet=['bbox_head.retina_cls'],
+        rtmdet=[f'bbox_head.rtm_cls.{level}' for level in range(3)],
+        ssdlite=[f'bbox_head.cls_convs.{level}.1' for level in range(4)],
         mask_rcnn=['rpn_head.rpn_cls', 'rpn_head.rpn_reg', *(f'roi_head.{layer}' for layer in roi_layers)],
     ).get(twin, []):
         nn.init.normal_(model.get_submodule(layer).weight, std=0.1)

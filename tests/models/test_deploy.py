@@ -301,6 +301,8 @@ CONFIGS = [
     'mask-rcnn_casvit-xs_fpn_1x_coco',
     'semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512',
     'upernet_casvit-xs_8xb2-160k_ade20k-512x512',
+    'rtmdet_casvit-xs_6e_shapes',
+    'ssdlite_casvit-xs_6e_shapes',
 ]
 
 
@@ -309,7 +311,10 @@ def kept_affine(deployed):
     return [i for i, norm in enumerate(deployed.backbone.output_norms) if isinstance(norm, deployed_casvit.Affine)]
 
 
-@pytest.mark.parametrize('config, affine', list(zip(CONFIGS, [[3], [], [], [0, 1, 2, 3]])), ids=lambda v: str(v)[:9])
+AFFINE = [[3], [], [], [0, 1, 2, 3], [1, 2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize('config, affine', list(zip(CONFIGS, AFFINE)), ids=lambda v: str(v)[:9])
 def test_whole_models(config, affine):
     """The lateral convolutions of an FPN take over the norms, but not of an output that a padded convolution reads."""
     model = fill(get_model(tiny_config(config))).double()

@@ -1,1 +1,0 @@
-_base_ = '../segmentation/semantic-fpn_casvit-xs_600i_shapes.py'

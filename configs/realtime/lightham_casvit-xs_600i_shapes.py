@@ -1,2 +1,0 @@
-_base_ = 'segformer_casvit-xs_600i_shapes.py'
-model = dict(backbone=dict(out_indices=(1, 2, 3)), decode_head=dict(_delete_=True, type='LightHamHead', in_channels=[56,112,220], in_index=[0,1,2], channels=256, ham_channels=256, dropout_ratio=0.1, num_classes=8, norm_cfg=dict(type='GN', num_groups=32), align_corners=False, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0), ham_kwargs=dict(MD_S=1, MD_R=16, train_steps=6, eval_steps=7, inv_t=100, rand_init=True)))
