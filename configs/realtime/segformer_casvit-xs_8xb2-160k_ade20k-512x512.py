@@ -1,6 +1,6 @@
 # SegFormer's MLP head and its recipe for ADE20K (8 GPUs x 2 crops, 160k iterations, AdamW with 6e-5 and ten times that
 # in the head, weight decay 0.01 without norms, 1500 iterations of warm-up, linear decay to 0). Deviations:
-# - The head has 128 channels. SegFormer-B0 has 256, with which the head takes four billion multiply-adds, and the
+# - The head has 128 channels. SegFormer-B0 has 256, with which the head takes five billion multiply-adds, and the
 #   backbone three.
 # - The BatchNorm statistics of the backbone are frozen, as in the published recipes of CAS-ViT: a GPU has two crops.
 #   SegFormer's own backbone has LayerNorm.

@@ -105,9 +105,10 @@ class WholeModel:
     """
 
     outputs = 'raw predictions'
-    noise_size = _NOISE_SIZE
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, size: tuple[int, int]):
+        # A head of another library may need larger maps: LR-ASPP of mmseg averages windows of 49x49 positions.
+        self.noise_size = size if '::' in name else _NOISE_SIZE
         file = config_file(name) if '::' in name else Path(config_path(name))
         cfg = load_config(str(file))
         self.published = reported(file)
@@ -171,7 +172,7 @@ def build_subject(name: str, size: tuple[int, int] = _NOISE_SIZE) -> Backbone | 
         MissingLibrary: If the library of a peer is not installed.
     """
     torch.manual_seed(0)
-    subject = WholeModel(name) if Path(name).suffix == '.py' else Backbone(name, size)
+    subject = WholeModel(name, size) if Path(name).suffix == '.py' else Backbone(name, size)
     subject.module.eval()
     norms = [module for module in subject.module.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -15,6 +15,7 @@ from helpers.repository import REAL_DATA, ROOT, write_tiny_config
 DET = ROOT / 'configs/detection'
 SEG = ROOT / 'configs/segmentation'
 MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_6e_shapes.py'
+RTMDET = ROOT / 'configs/realtime/rtmdet_casvit-xs_6e_shapes.py'
 SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_600i_shapes.py'
 SMALL_RUN = [
     'train_dataloader.batch_size=2',
@@ -219,6 +220,32 @@ def test_training_starts_from_another_number_of_classes_and_says_so(detector, ru
         'train.py', 'wider.py', '--work-dir', 'tuned', *options, 'load_from=run/epoch_2.pth', cwd=cwd, expect=2
     )
     assert 'nothing was loaded' in done.stderr
+
+
+@pytest.mark.slow
+def test_a_real_time_detector_resumes_and_switches_its_pipeline(run_tool, shapes, tmp_path):
+    config = write_tiny_config(tmp_path / 'tiny.py', RTMDET, stages=3)
+    options = [
+        '--cfg-options',
+        f'data_root={shapes}/coco/',
+        *SMALL_RUN,
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.interval=1',
+        'custom_hooks.4.switch_epoch=1',
+    ]
+    first, second = (
+        run_tool(
+            'train.py', config, '--work-dir', 'run', *more, *options, f'train_cfg.max_epochs={epochs}', cwd=tmp_path
+        )
+        for epochs, more in ((1, []), (2, ['--resume']))
+    )
+    first, second = (done.stdout + done.stderr for done in (first, second))
+    assert 'Switch pipeline now!' not in first
+    assert 'resumed epoch: 1' in second
+    assert 'Switch pipeline now!' in second
+    assert 'Epoch(train) [1]' not in second
+    saved = torch.load(tmp_path / 'run/epoch_2.pth', weights_only=False)
+    assert saved['ema_state_dict'].keys() > {'steps'}
 
 
 @pytest.mark.slow
