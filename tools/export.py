@@ -28,8 +28,8 @@ from mmcasvit.export.formats import (
 )
 from mmcasvit.export.graphs import kind_of
 from mmcasvit.export.quantization import check_quantizer, export_quantized
-from mmcasvit.export.runtimes.coreml import summarize
 from mmcasvit.export.signature import DTYPES, Signature
+from mmcasvit.export.summary import summarize
 from mmcasvit.export.web.folder import MODEL, check_folder, check_page, find_runtime, write_page
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images, find_images
@@ -160,7 +160,7 @@ def check_arguments(args, kind):
     if web:
         check_page(signature)
     if args.precision == 'int8':
-        check_quantizer()
+        check_quantizer(args.format)
         if args.images is None or args.calibration < 1:
             raise UsageError('--precision int8 needs --images to calibrate on, and --calibration of at least 1.')
     check_threads(args.threads)
@@ -207,8 +207,8 @@ def main():
         write_page(model, signature, args.out, runtime, fold)
     else:
         export(model, signature, args.out, fold)
-    if args.format == 'coreml':
-        print(summarize(args.out))
+    if known.count is not None:
+        print(summarize(args.format, args.out))
     if not known.runs_here():
         print(f'not compared with PyTorch: {args.format} files cannot be run on this machine')
         return

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmcasvit.export.formats import FORMATS as FILES
-from mmcasvit.export.quantization import check_quantizer, quantize
+from mmcasvit.export.quantization import check_quantizer
 from mmcasvit.export.signature import Signature
 from mmcasvit.models.deploy import deploy
 from mmcasvit.models.memory_format import to_channels_last
@@ -98,7 +98,7 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             raise NotApplicable(f'{name} has no {setting.precision} convolutions here')
         known, example, int8 = FILES[format_name], setting.example, setting.precision == 'int8'
         if int8:
-            check_quantizer()
+            check_quantizer(format_name)
         precision = 'fp32' if int8 else setting.precision
         signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=precision)
         with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,8 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             known.write(subject.module, example, signature, path)
             if int8:
                 full, path = path, path.with_stem('quantized')
-                quantize(full, path, [example])  # the calibration data does not change the speed, so noise will do
+                # The calibration data does not change the speed, so noise will do.
+                known.quantize(full, path, [example])
             setting.before_runtime()
             subject.module = _Runtime(known.load(path, setting.threads)[1])
 
