@@ -1,5 +1,6 @@
 """LiteRT (TFLite) files, run by LiteRT's interpreter on the CPU, whose layers XNNPACK computes."""
 
+import copy
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ _MEMBER = f'{KEY}.json'
 def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     import litert_torch
 
+    # litert-torch 0.10 tells constants apart by address. It makes contiguous copies of weights in channels_last format,
+    # whose memory it then uses again, so that layers of the same shape would get the weights of the first of them.
+    graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
     with quiet():
         litert_torch.convert(graph, (example,)).export(str(path))
     _correct_nearest(path)
