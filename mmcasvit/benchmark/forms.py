@@ -106,6 +106,7 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             known.write(subject.module, example, signature, path)
             if int8:
                 full, path = path, path.with_stem('quantized')
+                assert known.quantize is not None, f'{format_name} has no quantizer'
                 # The calibration data does not change the speed, so noise will do.
                 known.quantize(full, path, [example])
             setting.before_runtime()
