@@ -15,6 +15,8 @@ from .operators import count_operators
 from .program import quiet
 
 _MEMBER = f'{KEY}.json'
+# What int8 computes. In it the products of the gates and the steps of a GroupNorm would lose too much.
+_LAYERS = ('CONV_2D', 'DEPTHWISE_CONV_2D', 'CONV_2D_TRANSPOSE', 'FULLY_CONNECTED')
 
 
 def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
@@ -80,7 +82,7 @@ def _cast_weights(path: Path) -> None:
 
 
 def quantize(source: Path, path: Path, images: Sequence[Tensor]) -> None:
-    """Quantize a file in float32 to int8 by ai-edge-quantizer. Inputs and outputs stay as they are.
+    """Quantize a file in float32 to int8 by ai-edge-quantizer. What is between the layers stays in float32.
 
     Args:
         source: The file to read.
@@ -91,9 +93,8 @@ def quantize(source: Path, path: Path, images: Sequence[Tensor]) -> None:
 
     signature = _read_signature(source)
     quantizer = Quantizer(source.read_bytes())
-    quantizer.add_static_config('.*', '*', activation_num_bits=8, weight_num_bits=8)
-    for side in ('INPUT', 'OUTPUT'):
-        quantizer.update_quantization_recipe('.*', side, algorithm_key='no_quantize')
+    for layer in _LAYERS:
+        quantizer.add_static_config('.*', layer, activation_num_bits=8, weight_num_bits=8)
     name, [given] = _names(source)
     ranges = quantizer.calibrate({name: [{given: image.numpy()} for image in images]})
     path.write_bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
