@@ -207,13 +207,14 @@ def main():
         write_page(model, signature, args.out, runtime, fold)
     else:
         export(model, signature, args.out, fold)
+    file = args.out / MODEL if args.format == 'web' else args.out
     if known.count is not None:
-        print(summarize(args.format, args.out))
+        print(summarize(graph_format(args), file))
     if not known.runs_here():
         print(f'not compared with PyTorch: {args.format} files cannot be run on this machine')
         return
 
-    exported = load_exported(args.out / MODEL if args.format == 'web' else args.out, args.threads)
+    exported = load_exported(file, args.threads)
     images = load_images(paths[: args.count], cfg, signature) if paths else synthetic_images(args.count, signature.size)
     row, fault = report(exported, model, images, args.tolerance, args.threads)
     print(markdown([row]))
