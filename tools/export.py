@@ -28,8 +28,8 @@ from mmcasvit.export.formats import (
 )
 from mmcasvit.export.graphs import kind_of
 from mmcasvit.export.quantization import check_quantizer, export_quantized
-from mmcasvit.export.runtimes.coreml import summarize
 from mmcasvit.export.signature import DTYPES, Signature
+from mmcasvit.export.summary import summarize
 from mmcasvit.export.web.folder import MODEL, check_folder, check_page, find_runtime, write_page
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images, find_images
@@ -160,7 +160,7 @@ def check_arguments(args, kind):
     if web:
         check_page(signature)
     if args.precision == 'int8':
-        check_quantizer()
+        check_quantizer(args.format)
         if args.images is None or args.calibration < 1:
             raise UsageError('--precision int8 needs --images to calibrate on, and --calibration of at least 1.')
     check_threads(args.threads)
@@ -207,13 +207,14 @@ def main():
         write_page(model, signature, args.out, runtime, fold)
     else:
         export(model, signature, args.out, fold)
-    if args.format == 'coreml':
-        print(summarize(args.out))
+    file = args.out / MODEL if args.format == 'web' else args.out
+    if known.count is not None:
+        print(summarize(graph_format(args), file))
     if not known.runs_here():
         print(f'not compared with PyTorch: {args.format} files cannot be run on this machine')
         return
 
-    exported = load_exported(args.out / MODEL if args.format == 'web' else args.out, args.threads)
+    exported = load_exported(file, args.threads)
     images = load_images(paths[: args.count], cfg, signature) if paths else synthetic_images(args.count, signature.size)
     row, fault = report(exported, model, images, args.tolerance, args.threads)
     print(markdown([row]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcasvit.export.formats import FORMATS as FILES
 from mmcasvit.export.graphs import RawGraph, replace_adaptive_pooling
-from mmcasvit.export.quantization import check_quantizer, quantize
+from mmcasvit.export.quantization import check_quantizer
 from mmcasvit.export.signature import Signature
 from mmcasvit.models.deploy import deploy
 from mmcasvit.models.memory_format import to_channels_last
@@ -103,7 +103,7 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             replace_adaptive_pooling(subject.module)
             graph, example = RawGraph(subject.module), example['inputs']
         if int8:
-            check_quantizer()
+            check_quantizer(format_name)
         precision = 'fp32' if int8 else setting.precision
         signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=precision)
         with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,9 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             known.write(graph, example, signature, path)
             if int8:
                 full, path = path, path.with_stem('quantized')
-                quantize(full, path, [example])  # the calibration data does not change the speed, so noise will do
+                assert known.quantize is not None, f'{format_name} has no quantizer'
+                # The calibration data does not change the speed, so noise will do.
+                known.quantize(full, path, [example])
             setting.before_runtime()
             subject.module = _Runtime(known.load(path, setting.threads)[1])
 

@@ -1,5 +1,6 @@
 """Comparison of an exported model with the PyTorch model it was made from, run image by image by mmdet or mmseg."""
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mmcasvit.datasets.shapes import draw_scene
 from mmcasvit.utils.errors import UsageError
@@ -107,6 +109,36 @@ class Reference:
         if 'masks' in found:
             result['masks'] = found.masks
         return result
+
+
+def detect(exported: Exported, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Run an exported detector. If its file ends at the head, decode and select the boxes as mmdet does.
+
+    Args:
+        exported: Exported detector.
+        model: Detector of mmdet it was made from.
+        x: Input of the graph.
+
+    Returns:
+        The outputs of :class:`~mmcasvit.export.graphs.DetectorGraph`, whose D may be smaller.
+    """
+    signature = exported.signature
+    if not signature.ends_at_head:
+        return exported(x)
+    size = tuple(x.shape[2:] if signature.pixels is None else x.shape[1:3])
+    if signature.dynamic_size:
+        bottom, right = (-side % model.data_preprocessor.pad_size_divisor for side in size)
+        x = F.pad(x, (0, right, 0, bottom))
+    outputs: dict[str, list[Tensor]] = {}
+    for name, maps in exported(x).items():
+        outputs.setdefault(name.rsplit('_', 1)[0], []).append(maps)
+    metas = [dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))] * len(x)
+    with torch.no_grad():
+        found = model.bbox_head.predict_by_feat(*outputs.values(), batch_img_metas=metas, rescale=False)
+    return {
+        name: pad_sequence([one[key] for one in found], batch_first=True, padding_value=value)
+        for name, key, value in (('boxes', 'bboxes', 0), ('scores', 'scores', 0), ('labels', 'labels', -1))
+    }
 
 
 def detections_of(
@@ -209,9 +241,11 @@ def compare(exported: Exported, model: nn.Module, images: Sequence[np.ndarray]) 
     for image in images:
         image = pad_to_size(image, model.data_preprocessor, exported.signature)
         expected = reference(image)
-        found = exported(graph_input(image, model.data_preprocessor, exported.signature))
+        x = graph_input(image, model.data_preprocessor, exported.signature)
         if exported.signature.what == 'detector':
-            found = detections_of(found, 0, image.shape[:2], model)
+            found = detections_of(detect(exported, model, x), 0, image.shape[:2], model)
+        else:
+            found = exported(x)
         difference.add(found, expected, math.hypot(*image.shape[:2]))
     return difference
 
@@ -220,7 +254,8 @@ def measure_latency(exported: Exported, model: nn.Module, image: np.ndarray, thr
     """Return the median milliseconds of an exported model and of PyTorch on one image, measured in turns."""
     image = pad_to_size(image, model.data_preprocessor, exported.signature)
     x, reference = graph_input(image, model.data_preprocessor, exported.signature), Reference(model, exported.signature)
-    runs = dict(exported=lambda: exported(x), pytorch=lambda: reference(image))
+    run = functools.partial(detect, exported, model) if exported.signature.what == 'detector' else exported
+    runs = dict(exported=lambda: run(x), pytorch=lambda: reference(image))
     samples = interleave({name: Timer(run, 'cpu', threads) for name, run in runs.items()}, rounds=5)
     return 1000 * statistics.median(samples['exported']), 1000 * statistics.median(samples['pytorch'])
 

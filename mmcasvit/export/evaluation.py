@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmcasvit.registry import TRANSFORMS
 from mmcasvit.utils.errors import UsageError
 
-from .comparison import detections_of
+from .comparison import detect, detections_of
 from .formats import Exported
 from .signature import Signature
 
@@ -169,7 +169,7 @@ def _predict(model: nn.Module, exported: Exported, inputs: Tensor, samples: list
         fed.append(_graph_input(image[None, :, :height, :width], exported.signature))
     for shape in {image.shape for image in fed}:
         indices = [i for i, image in enumerate(fed) if image.shape == shape]
-        found = exported(torch.cat([fed[i] for i in indices]))
+        found = detect(exported, model, torch.cat([fed[i] for i in indices]))
         for row, i in enumerate(indices):
             samples[i].pred_instances = _instances(model, found, row, samples[i], paste)
     return samples

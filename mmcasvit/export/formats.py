@@ -8,7 +8,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmcasvit.utils.errors import UsageError
 from mmcasvit.weights.integrity import rename_durably
 
 from .graphs import build_graph
-from .runtimes import coreml, executorch, onnx, openvino, pytorch
+from .runtimes import coreml, executorch, litert, ncnn, onnx, openvino, pytorch
 from .runtimes.program import first_line, size_of
 from .signature import Run, Signature
 
@@ -44,9 +45,16 @@ class Format:
         extra: Extra of this package that installs them.
         precisions: Precisions it can be written in.
         kinds: Kinds of graphs it can hold.
-        dynamic: Whether batch and size can be dynamic.
+        dynamic: What can be dynamic: ``'batch'``, ``'size'``.
+        pixels: Whether its input can be raw pixels, which the graph normalizes.
         runs_here: Function that says whether this machine can run it.
         folds_norms: Whether its runtime folds norms itself, and does that better than the deploy form.
+        quantize: Function that turns a file in float32 into one in int8, called with both paths and inputs of the
+            graph to calibrate on.
+        quantizer: Package that ``quantize`` needs.
+        quantizer_extra: Extra of this package that installs it.
+        count: Function that counts the operators of a file by type, and those that phones are known not to accelerate
+            by reason.
     """
 
     suffix: str
@@ -56,9 +64,14 @@ class Format:
     extra: str = 'export'
     precisions: tuple[str, ...] = ('fp32', 'fp16', 'bf16')
     kinds: tuple[str, ...] = ('backbone', 'segmentor', 'detector')
-    dynamic: bool = True
+    dynamic: tuple[str, ...] = ('batch', 'size')
+    pixels: bool = True
     runs_here: Callable[[], bool] = lambda: True
     folds_norms: bool = False
+    quantize: Callable[[Path, Path, Sequence[Tensor]], None] | None = None
+    quantizer: str | None = None
+    quantizer_extra: str = ''
+    count: Callable[[Path], tuple[Counter, Counter]] | None = None
 
     def missing(self) -> list[str]:
         return [package for package in self.packages if importlib.util.find_spec(package) is None]
@@ -66,7 +79,12 @@ class Format:
 
 FORMATS: dict[str, Format] = dict(
     onnx=Format(
-        '.onnx', onnx.write, onnx.load, packages=('onnx', 'onnxscript', 'onnxruntime'), precisions=('fp32', 'fp16')
+        '.onnx',
+        onnx.write,
+        onnx.load,
+        packages=('onnx', 'onnxscript', 'onnxruntime'),
+        precisions=('fp32', 'fp16'),
+        count=onnx.count,
     ),
     openvino=Format(
         '.xml',
@@ -75,6 +93,10 @@ FORMATS: dict[str, Format] = dict(
         packages=('onnx', 'onnxscript', 'openvino'),
         precisions=('fp32', 'fp16', 'bf16', 'int8'),
         folds_norms=True,
+        quantize=openvino.quantize,
+        quantizer='nncf',
+        quantizer_extra='quantization',
+        count=openvino.count,
     ),
     torchscript=Format('.pt', pytorch.write_torchscript, pytorch.load_torchscript),
     pt2=Format('.pt2', pytorch.write_pt2, pytorch.load_pt2),
@@ -86,7 +108,7 @@ FORMATS: dict[str, Format] = dict(
         extra='executorch',
         precisions=('fp32',),
         kinds=('backbone', 'segmentor'),
-        dynamic=False,
+        dynamic=(),
         folds_norms=True,
     ),
     coreml=Format(
@@ -97,8 +119,31 @@ FORMATS: dict[str, Format] = dict(
         extra='coreml',
         precisions=('fp32', 'fp16'),
         kinds=('backbone', 'segmentor'),
-        dynamic=False,
+        dynamic=(),
         runs_here=lambda: os.uname().sysname == 'Darwin',
+        count=coreml.count,
+    ),
+    litert=Format(
+        '.tflite',
+        litert.write,
+        litert.load,
+        packages=('litert_torch', 'ai_edge_litert', 'ai_edge_quantizer'),
+        extra='litert',
+        precisions=('fp32', 'fp16', 'int8'),
+        dynamic=(),
+        quantize=litert.quantize,
+        count=litert.count,
+    ),
+    ncnn=Format(
+        '.ncnn.param',
+        ncnn.write,
+        ncnn.load,
+        packages=('pnnx', 'ncnn'),
+        extra='ncnn',
+        precisions=('fp32', 'fp16'),
+        dynamic=('size',),
+        pixels=False,
+        count=ncnn.count,
     ),
 )
 
@@ -128,11 +173,14 @@ def check_signature(signature: Signature) -> None:
         raise UsageError(f'{name} can hold a {" or a ".join(known.kinds)}, not a {signature.what}.')
     if signature.precision not in known.precisions:
         raise UsageError(f'{name} can be written in {" or ".join(known.precisions)}, not in {signature.precision}.')
-    if (signature.dynamic_batch or signature.dynamic_size) and not known.dynamic:
-        raise UsageError(f'--dynamic: {name} files have a fixed batch and size.')
+    fixed = [part for part in ('batch', 'size') if part not in known.dynamic]
+    if (signature.dynamic_batch and 'batch' in fixed) or (signature.dynamic_size and 'size' in fixed):
+        raise UsageError(f'--dynamic: {name} files have a fixed {" and ".join(fixed)}.')
+    if signature.pixels is not None and not known.pixels:
+        raise UsageError(f'--preprocess: {name} files take normalized images.')
     if signature.argmax and signature.what != 'segmentor':
         raise UsageError(f'--argmax is for segmentors, and this is a {signature.what}.')
-    if signature.resize and (signature.pixels is None or signature.dynamic_size or not known.dynamic):
+    if signature.resize and (signature.pixels is None or signature.dynamic_size or 'size' not in known.dynamic):
         raise UsageError('--resize needs --preprocess, a fixed --size, and a format whose input can have any size.')
     check_size(signature.size)
 
@@ -162,8 +210,8 @@ def check_threads(threads: int) -> None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the paths that an exported model takes: two for OpenVINO, otherwise one, which may be a folder."""
-    return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
+    """Return the paths that an exported model takes: two for OpenVINO and ncnn, otherwise one, maybe a folder."""
+    return [path, path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else [path]
 
 
 def check_target(name: str, path: Path, overwrite: bool = True) -> None:
@@ -178,7 +226,7 @@ def check_target(name: str, path: Path, overwrite: bool = True) -> None:
         UsageError: If the suffix is wrong, or the folder does not exist or cannot be written to, or the file exists
             and is not to be overwritten.
     """
-    if path.suffix != FORMATS[name].suffix:
+    if not path.name.endswith(FORMATS[name].suffix):
         raise UsageError(f'{name} files end in {FORMATS[name].suffix}, got {path}')
     folder = path.absolute().parent
     if not folder.is_dir():
@@ -204,7 +252,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.absolute().parent) as folder:
             yield Path(folder, path.name)
-            for part in sorted(Path(folder).iterdir()):  # the .bin of OpenVINO before its .xml
+            for part in sorted(Path(folder).iterdir()):  # a .bin before its .xml or .param
                 rename_durably(part, path.with_name(part.name))
     except OSError as error:
         raise UsageError(f'{path} was not written: {error.strerror or error}.') from error
@@ -252,7 +300,7 @@ class Exported:
     """
 
     def __init__(self, path: Path, threads: int):
-        names = [name for name, known in FORMATS.items() if known.suffix == path.suffix]
+        names = [name for name, known in FORMATS.items() if path.name.endswith(known.suffix)]
         if not names:
             suffixes = ', '.join(known.suffix for known in FORMATS.values())
             raise UsageError(f'{path}: unknown format. The suffix of an exported model is one of {suffixes}.')
@@ -286,7 +334,7 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """Size of the file, of both files of OpenVINO, or of all files of a Core ML package."""
+        """Size of the file, of both files of OpenVINO or ncnn, or of all files of a Core ML package."""
         return sum(map(size_of, files_of(self.path)))
 
 

@@ -5,6 +5,7 @@ rewritten: the number of boxes is fixed, and a batch is one tensor, not a list o
 """
 
 import copy
+import inspect
 from dataclasses import replace
 
 import torch
@@ -283,6 +284,43 @@ class DetectorGraph(nn.Module):
         return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
 
 
+class HeadGraph(nn.Module):
+    """Graph of a one-stage detector of mmdet up to the maps of its head, for runtimes that cannot select boxes.
+
+    :func:`mmcasvit.export.comparison.detect` decodes and selects the boxes outside of it, as mmdet does.
+
+    Shape: ``(N, 3, H, W)`` to all maps of the first output of the head, level by level, then of the second, and so on.
+        For RetinaNet, these are scores ``(N, A * K, H_i, W_i)`` and deltas of boxes ``(N, A * 4, H_i, W_i)``.
+    """
+
+    def __init__(self, model: nn.Module, signature: Signature):
+        super().__init__()
+        if hasattr(model, 'rpn_head'):
+            raise UsageError(
+                f'{signature.format} can hold one-stage detectors, and this one selects boxes between its two stages.'
+            )
+        self.model = model
+        # With a dynamic size, the image is padded outside.
+        divisor = 1 if signature.dynamic_size else model.data_preprocessor.pad_size_divisor
+        self.padding = tuple(-side % divisor for side in signature.size)
+        with torch.no_grad():
+            found = self.outputs(torch.zeros(1, 3, *signature.size))
+        if any(isinstance(maps, Tensor) for maps in found):
+            raise UsageError(
+                f'{signature.format} cannot hold the head {type(model.bbox_head).__name__}: it does not return one map '
+                'for each level.'
+            )
+        names = inspect.signature(model.bbox_head.predict_by_feat).parameters
+        self.output_names = [f'{name}_{level}' for name, maps in zip(names, found) for level in range(len(maps))]
+
+    def outputs(self, image: Tensor) -> tuple[list[Tensor], ...]:
+        bottom, right = self.padding
+        return self.model.bbox_head(self.model.extract_feat(F.pad(image, (0, right, 0, bottom))))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for maps in self.outputs(image) for x in maps)
+
+
 def converts_to_rgb(preprocessor: nn.Module) -> bool:
     """Return whether a data preprocessor of mmdet, mmseg or mmpretrain converts BGR to RGB."""
     return getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False)
@@ -373,6 +411,8 @@ def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> Ex
         graph = BackboneGraph(copied)
     elif signature.what == 'segmentor':
         graph = SegmentorGraph(copied, signature.argmax)
+    elif signature.ends_at_head:
+        graph = HeadGraph(copied, signature)
     else:
         graph = DetectorGraph(copied)
     return ExportGraph(graph, replace(signature, outputs=tuple(graph.output_names)), preprocessor).eval()

@@ -47,8 +47,13 @@ class Signature:
 
     @property
     def module_precision(self) -> str:
-        """Precision of the PyTorch module before it is written. OpenVINO and Core ML convert the weights themselves."""
-        return 'fp32' if self.format in ('openvino', 'coreml') else self.precision
+        """Precision of the PyTorch module before it is written. Some formats convert the weights themselves."""
+        return 'fp32' if self.format in ('openvino', 'coreml', 'litert', 'ncnn') else self.precision
+
+    @property
+    def ends_at_head(self) -> bool:
+        """Whether the outputs are the maps of a detector's head, from which boxes are decoded outside of the file."""
+        return self.what == 'detector' and self.format in ('litert', 'ncnn')
 
     @property
     def free_size(self) -> bool:

@@ -4,7 +4,8 @@ import pytest
 from helpers.tiny_models import CHANNELS, export, tiny
 
 from mmcasvit.export.formats import FORMATS, load_exported
-from mmcasvit.export.runtimes.coreml import count_operators, count_outside_neural_engine, output_shapes, summarize
+from mmcasvit.export.runtimes.coreml import count, output_shapes
+from mmcasvit.export.summary import summarize
 from mmcasvit.utils.errors import UsageError
 
 
@@ -22,13 +23,12 @@ def test_core_ml_gets_an_image_and_known_operators(what, tmp_path):
         if what == 'segmentor'
         else {f'stage{i + 1}': (1, CHANNELS[i], 16 // 2**i, 24 // 2**i) for i in range(4)}
     )
-    operators = count_operators(path)
+    operators, outside = count(path)
     assert operators['conv'] >= 50
     # coremltools turns scale and shift into norms. Of the backbone's own norms, those of the four outputs remain.
     assert operators['batch_norm'] == (4 if what == 'backbone' else 0)
-    outside = count_outside_neural_engine(path)
     assert all('rank 5' in name for name in outside), outside
-    assert f'\n{sum(outside.values())} of them are known to stay off the Neural Engine' in summarize(path)
+    assert f'\n{sum(outside.values())} of them are known to stay off the Neural Engine' in summarize('coreml', path)
     if not FORMATS['coreml'].runs_here():
         with pytest.raises(UsageError, match='cannot be run on this machine'):
             load_exported(path)

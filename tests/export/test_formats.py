@@ -15,7 +15,7 @@ from mmcasvit.utils.errors import UsageError
 ODD = (75, 110)
 
 
-@pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2', 'executorch'))
+@pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2', 'executorch', 'litert', 'ncnn'))
 def test_a_backbone_agrees_in_every_format(name, tmp_path):
     path = export(tiny('semantic_fpn'), tmp_path / f'model{FORMATS[name].suffix}', size=ODD)
     found = check_export(tiny('semantic_fpn'), path, [ODD])

@@ -9,7 +9,8 @@ from helpers.tiny_models import check_export, export, has, tiny
 
 from mmcasvit.export.comparison import TOLERANCES, graph_input, synthetic_images
 from mmcasvit.export.formats import load_exported
-from mmcasvit.export.quantization import check_quantizer, export_quantized, quantize
+from mmcasvit.export.quantization import check_quantizer, export_quantized
+from mmcasvit.export.runtimes.openvino import quantize
 from mmcasvit.export.signature import KEY, Signature
 from mmcasvit.utils.errors import UsageError
 
@@ -75,4 +76,4 @@ def test_int8_names_what_it_needs(monkeypatch, tmp_path):
         export(tiny('semantic_fpn'), tmp_path / 'model.xml', precision='int8')
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "mmcasvit\[quantization\]"'):
-        check_quantizer()
+        check_quantizer('openvino')

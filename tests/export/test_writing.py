@@ -30,7 +30,7 @@ for path in sys.argv[2:4]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2', 'executorch'))
+@pytest.mark.parametrize('name', formats('onnx', 'openvino', 'torchscript', 'pt2', 'executorch', 'litert', 'ncnn'))
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(name, tmp_path, tool_server):
     new, old = (tmp_path / f'{stem}{FORMATS[name].suffix}' for stem in ('new', 'old'))
     old.write_bytes(b'precious')

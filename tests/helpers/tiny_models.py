@@ -79,7 +79,7 @@ def tiny(twin):
 
 
 def export(model, path, **options):
-    name = next(name for name, known in FORMATS.items() if known.suffix == path.suffix)
+    name = next(name for name, known in FORMATS.items() if path.name.endswith(known.suffix))
     options = dict(what='backbone', size=(64, 96)) | options
     export_model(model, Signature(name, **options), path)
     return path

@@ -51,6 +51,11 @@ def test_the_tool_exports_compares_and_exits_with_one_if_it_differs(run_tool, ch
     [
         (['--format', 'coreml', '--dynamic', 'size'], 'fixed batch and size'),
         (['--format', 'onnx', '--precision', 'bf16'], 'not in bf16'),
+        (['--format', 'litert', '--dynamic', 'size'], 'fixed batch and size'),
+        (['--format', 'litert', '--out', 'x.param'], r'end in \.tflite'),
+        (['--format', 'ncnn', '--dynamic', 'batch'], 'ncnn files have a fixed batch'),
+        (['--format', 'ncnn', '--preprocess', 'rgb'], 'ncnn files take normalized images'),
+        (['--format', 'ncnn', '--precision', 'int8'], 'not in int8'),
         (['--format', 'pt2', '--precision', 'int8'], 'not in int8'),
         (['--format', 'openvino', '--precision', 'int8'], 'int8 needs'),
         (['--format', 'pt2', '--what', 'backbone', '--argmax'], 'for segmentors'),
@@ -64,7 +69,7 @@ def test_the_tool_exports_compares_and_exits_with_one_if_it_differs(run_tool, ch
 )
 def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     tool = load_tool('export')
-    if {'coreml', 'onnx', 'openvino'} & {*arguments}:
+    if {'coreml', 'onnx', 'openvino', 'litert', 'ncnn'} & {*arguments}:
         monkeypatch.setattr(type(FORMATS['onnx']), 'missing', lambda self: [])
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', *arguments])
     with pytest.raises(UsageError, match=words):

@@ -15,16 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..signature import KEY, Run, Signature
-from .program import quiet, size_of
-
-_UNSUPPORTED = ('gather', 'scatter', 'lstm', 'gru', 'rnn', 'custom', 'non_zero', 'non_maximum')
+from .operators import AWKWARD
+from .program import SplitAddcmul, quiet
 
 
 def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     """Write an ML Program. Its input is an image if the signature says that it takes pixels."""
     import coremltools
 
-    _register_addcmul()
     shape = (1, 3, *signature.size)
     if signature.pixels is None:
         image = coremltools.TensorType('image', shape=shape)
@@ -32,7 +30,7 @@ def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -
         layout = getattr(coremltools.colorlayout, signature.pixels.upper())
         image = coremltools.ImageType('image', shape=shape, color_layout=layout)
     half, full = coremltools.precision.FLOAT16, coremltools.precision.FLOAT32
-    with quiet():
+    with quiet(), SplitAddcmul():
         model = coremltools.convert(
             torch.jit.trace(graph, example, check_trace=False),
             convert_to='mlprogram',
@@ -43,21 +41,6 @@ def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -
         )
     model.user_defined_metadata[KEY] = signature.to_json()
     model.save(str(path))
-
-
-def _register_addcmul() -> None:
-    """Register the only operator of the deploy form that coremltools does not support."""
-    from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.frontend.torch import ops
-    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY, register_torch_op
-
-    if 'addcmul' in _TORCH_OPS_REGISTRY:
-        return
-
-    @register_torch_op
-    def addcmul(context, node):
-        total, first, second, *_ = ops._get_inputs(context, node)
-        context.add(Builder.add(x=total, y=Builder.mul(x=first, y=second), name=node.name))
 
 
 def load(path: Path, threads: int) -> tuple[Signature, Run]:
@@ -99,40 +82,22 @@ def output_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(side.constant.size for side in types[name].dimensions) for name in block.outputs}
 
 
-def count_operators(path: Path) -> Counter:
-    """Count the operators of a package by type, without constants."""
-    return Counter(operation.type for operation in _operations(path))
-
-
-def count_outside_neural_engine(path: Path) -> Counter:
-    """Count the operators that the Neural Engine is known not to support, by reason."""
+def count(path: Path) -> tuple[Counter, Counter]:
+    """Count the operators of a package by type, and those that the Neural Engine is known not to support by reason."""
     import coremltools
 
     float16 = coremltools.proto.MIL_pb2.DataType.FLOAT16
-    found = Counter()
-    for operation in _operations(path):
+    outside = Counter()
+    operations = _operations(path)
+    for operation in operations:
         types = [output.type.tensorType for output in operation.outputs]
-        if any(word in operation.type for word in _UNSUPPORTED) or _is_dilated(operation):
-            found[operation.type] += 1
+        if any(word in operation.type for word in AWKWARD) or _is_dilated(operation):
+            outside[operation.type] += 1
         elif any(tensor.rank > 4 for tensor in types):
-            found[f'{operation.type} of rank {max(tensor.rank for tensor in types)}'] += 1
+            outside[f'{operation.type} of rank {max(tensor.rank for tensor in types)}'] += 1
         elif operation.type != 'cast' and any(tensor.dataType != float16 for tensor in types):
-            found[f'{operation.type} not in float16'] += 1
-    return found
-
-
-def summarize(path: Path) -> str:
-    """Describe a package: its size, its operators, and those that stay off the Neural Engine."""
-
-    def listed(counter):
-        return ', '.join(f'{count} {name}' for name, count in counter.most_common())
-
-    operators, outside = count_operators(path), count_outside_neural_engine(path)
-    return (
-        f'{path}: {size_of(path) / 2**20:.2f} MiB, {sum(operators.values())} operators: {listed(operators)}\n'
-        f'{sum(outside.values())} of them are known to stay off the Neural Engine'
-        + (f': {listed(outside)}' if outside else '')
-    )
+            outside[f'{operation.type} not in float16'] += 1
+    return Counter(operation.type for operation in operations), outside
 
 
 def _is_dilated(operation) -> bool:

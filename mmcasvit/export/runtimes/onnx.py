@@ -1,5 +1,6 @@
 """ONNX files, run by ONNX Runtime on the CPU."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from ..operators import onnx_translations
 from ..signature import KEY, Run, Signature
+from .operators import count_operators
 from .program import quiet, to_program
 
 
@@ -40,3 +42,19 @@ def load(path: Path, threads: int) -> tuple[Signature, Run]:
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     signature = Signature.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     return signature, lambda x: list(map(torch.from_numpy, session.run(None, dict(image=x.numpy()))))
+
+
+def count(path: Path) -> tuple[Counter, Counter]:
+    """Count the operators of a file by type, and those that accelerators are known not to take by reason."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
+
+    def described():
+        for node in graph.node:
+            outputs = [types[name] for name in node.output if name in types]
+            ranks = [len(value.shape.dim) for value in outputs]
+            yield node.op_type, max(ranks, default=0), any(v.elem_type == onnx.TensorProto.INT64 for v in outputs)
+
+    return count_operators(described())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmcasvit.utils.errors import UsageError
 
@@ -30,6 +31,20 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
+
+
+class SplitAddcmul(TorchFunctionMode):
+    """Context in which ``addcmul`` is computed by two operators, for converters that do not support it.
+
+    It is the only operator of the deploy form that coremltools does not support. pnnx leaves its factor of 1, which is
+    an argument with a default, as a ``pnnx.Expression`` that ncnn has no layer for.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.addcmul and not kwargs:
+            total, first, second = args
+            return total + first * second
+        return func(*args, **(kwargs or {}))
 
 
 def first_line(error: Exception) -> str:
