@@ -3,7 +3,9 @@
 import contextlib
 import io
 import logging
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +73,18 @@ class QuietRunner(Runner):
                 handler.addFilter(worth_showing)
                 handler.setFormatter(_Lines('%(message)s'))
         return logger
+
+    def _log_env(self, env_cfg: dict) -> None:
+        # mmengine asks the compiler for its version through a shell. Where there is none, the shell complains on the
+        # console, as if something were missing; of the command `false`, mmengine notes the same "n/a" in silence.
+        variables = sysconfig.get_config_vars()
+        compiler = variables.get('CC')
+        if compiler and not shutil.which(Path(compiler.split()[0]).name):
+            variables['CC'] = 'false'
+        try:
+            super()._log_env(env_cfg)
+        finally:
+            variables['CC'] = compiler
 
     @contextlib.contextmanager
     def _prints_logged(self) -> Iterator[None]:

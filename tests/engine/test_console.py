@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_console_shows_progress_and_the_log_file_everything(output):
         assert text in logged
     assert 'Epoch(train) [1][1/2]' in logged
     assert len(shown.splitlines()) < 25
+
+
+def test_a_missing_compiler_is_only_noted_in_the_log_file(tmp_path, monkeypatch, capfd):
+    compiler = 'no-such-compiler -pthread'
+    monkeypatch.setitem(sysconfig.get_config_vars(), 'CC', compiler)
+    QuietRunner(Classifier(), str(tmp_path), experiment_name='no-compiler', cfg=dict(model=dict(type='Classifier')))
+    assert 'no-such-compiler' not in ''.join(capfd.readouterr())
+    assert 'GCC: n/a' in next(tmp_path.rglob('*.log')).read_text()
+    assert sysconfig.get_config_var('CC') == compiler
 
 
 @pytest.mark.parametrize('output', [QuietRunner], indirect=True)
