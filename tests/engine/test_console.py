@@ -3,6 +3,7 @@
 import logging
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_mmengine_s_own_runner_is_left_alone(output):
 
 
 @pytest.mark.parametrize('verbose', [False, True])
-def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsys):
+def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsys, recwarn):
     monkeypatch.setattr(sys, 'argv', ['train.py', *(['--verbose'] if verbose else [])])
 
     @exits_cleanly
@@ -96,8 +97,13 @@ def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsy
 
         mmengine.logging.print_log('Could not import OneDL. Skipping OneDL datasets.')
         mmengine.logging.print_log('a message')
+        warnings.warn('pkg_resources is deprecated as an API.', UserWarning, stacklevel=2)
+        warnings.warn('this matters', UserWarning, stacklevel=2)
 
     main()
+    warned = [str(found.message) for found in recwarn]
+    assert ('pkg_resources is deprecated as an API.' in warned) == verbose
+    assert 'this matters' in warned
     assert ('OneDL' in capsys.readouterr().out) == verbose
     import mmengine.logging
 
