@@ -3,7 +3,10 @@
 import contextlib
 import io
 import logging
+import os
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +17,14 @@ from torch import nn
 
 from mmcasvit.utils.harmless import is_harmless
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
-_MMENGINE = Path(mmengine.__file__).resolve().parent
+# As the frames of a stack name their files: links are not resolved.
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_MMENGINE = os.path.dirname(mmengine.__file__)
 # Folders and methods whose messages are progress or results. Others report settings, or what the hooks show as well.
-_SHOWN = (_PACKAGE, str(_MMENGINE / 'hooks'))
+_SHOWN = (_PACKAGE, os.path.join(_MMENGINE, 'hooks'))
 _SHOWN_METHODS = ('resume', 'load_checkpoint', 'load_or_resume')
 # Code that only passes messages on.
-_PASSING = (str(Path(logging.__file__).parent), str(_MMENGINE / 'logging'), __file__)
+_PASSING = (os.path.dirname(logging.__file__), os.path.join(_MMENGINE, 'logging'), __file__)
 
 
 def worth_showing(record: logging.LogRecord) -> bool:
@@ -71,6 +75,18 @@ class QuietRunner(Runner):
                 handler.addFilter(worth_showing)
                 handler.setFormatter(_Lines('%(message)s'))
         return logger
+
+    def _log_env(self, env_cfg: dict) -> None:
+        # mmengine asks the compiler for its version through a shell. Where there is none, the shell complains on the
+        # console, as if something were missing; of the command `false`, mmengine notes the same "n/a" in silence.
+        variables = sysconfig.get_config_vars()
+        compiler = variables.get('CC')
+        if compiler and not shutil.which(os.path.basename(compiler.split()[0])):
+            variables['CC'] = 'false'
+        try:
+            super()._log_env(env_cfg)
+        finally:
+            variables['CC'] = compiler
 
     @contextlib.contextmanager
     def _prints_logged(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ _TEXTS = (
     'Failed to search registry with scope',
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    # OpenMMLab's own mmengine reloads that package each time it asks what is installed.
+    'pkg_resources is deprecated as an API',
 )
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,15 @@ def test_console_shows_progress_and_the_log_file_everything(output):
     assert len(shown.splitlines()) < 25
 
 
+def test_a_missing_compiler_is_only_noted_in_the_log_file(tmp_path, monkeypatch, capfd):
+    compiler = 'no-such-compiler -pthread'
+    monkeypatch.setitem(sysconfig.get_config_vars(), 'CC', compiler)
+    QuietRunner(Classifier(), str(tmp_path), experiment_name='no-compiler', cfg=dict(model=dict(type='Classifier')))
+    assert 'no-such-compiler' not in ''.join(capfd.readouterr())
+    assert 'GCC: n/a' in next(tmp_path.rglob('*.log')).read_text()
+    assert sysconfig.get_config_var('CC') == compiler
+
+
 @pytest.mark.parametrize('output', [QuietRunner], indirect=True)
 def test_summary_names_what_runs(output):
     rows = {line[:10].strip(): line[11:] for line in output[0].splitlines()}
@@ -77,7 +88,7 @@ def test_mmengine_s_own_runner_is_left_alone(output):
 
 
 @pytest.mark.parametrize('verbose', [False, True])
-def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsys):
+def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsys, recwarn):
     monkeypatch.setattr(sys, 'argv', ['train.py', *(['--verbose'] if verbose else [])])
 
     @exits_cleanly
@@ -86,8 +97,13 @@ def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsy
 
         mmengine.logging.print_log('Could not import OneDL. Skipping OneDL datasets.')
         mmengine.logging.print_log('a message')
+        warnings.warn('pkg_resources is deprecated as an API.', UserWarning, stacklevel=2)
+        warnings.warn('this matters', UserWarning, stacklevel=2)
 
     main()
+    warned = [str(found.message) for found in recwarn]
+    assert ('pkg_resources is deprecated as an API.' in warned) == verbose
+    assert 'this matters' in warned
     assert ('OneDL' in capsys.readouterr().out) == verbose
     import mmengine.logging
 
