@@ -31,11 +31,13 @@ class _Canvas:
     height: int
     dpi: float
     _default_font_size: float
+    # (height, width) of an image of which only a part is drawn, whose lines are to be as wide as in the whole image.
+    whole: tuple[int, int] | None = None
 
     def set_image(self, image: np.ndarray) -> None:
         self._image = image.astype(np.uint8)
         self.height, self.width = image.shape[:2]
-        self._default_font_size = max(np.sqrt(self.height * self.width) // 90, 10)
+        self._default_font_size = max(np.sqrt(np.prod(self.whole or image.shape[:2])) // 90, 10)
         self._drawn: list[tuple[int, Callable[[np.ndarray], None]]] = []
 
     def get_image(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmcasvit.apis.config import config_path, load_config
+from mmcasvit.apis.config import load_config
 from mmcasvit.archs import ARCHS
 from mmcasvit.models.casvit import CASViT
 from mmcasvit.plugin.source import config_file
@@ -109,9 +109,8 @@ class WholeModel:
     def __init__(self, name: str, size: tuple[int, int]):
         # A head of another library may need larger maps: LR-ASPP of mmseg averages windows of 49x49 positions.
         self.noise_size = size if '::' in name else _NOISE_SIZE
-        file = config_file(name) if '::' in name else Path(config_path(name))
-        cfg = load_config(str(file))
-        self.published = reported(file)
+        cfg = load_config(str(config_file(name)) if '::' in name else name)
+        self.published = reported(Path(cfg.filename))
         self.library = cfg.default_scope
         cfg.model.get('backbone', {}).pop('init_cfg', None)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -254,6 +254,7 @@ def _draw_detections(predictor: Predictor, image: np.ndarray, result: Detections
             found.masks = torch.from_numpy(np.stack([_pasted(mask, x, y, part.shape[:2]) for mask in here.masks]))
         with warnings.catch_warnings(), steady_colors():
             warnings.filterwarnings('ignore', '.*out of bounds')
+            predictor.inferencer.visualizer.whole = result.size
             drawing = predictor.draw(part, DetDataSample(pred_instances=found))
         image[top:bottom, left:right] = drawing[top - y : bottom - y, left - x : right - x]
 

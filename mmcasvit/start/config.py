@@ -213,6 +213,7 @@ train_pipeline = [
     dict(type='mmcasvit.SkipUnreadable', transforms=[dict(type='LoadImageFromFile'), {load}]),
     dict(type='RandomResize', scale=scale, ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='RandomCrop', crop_size=scale{', recompute_bbox=True' if masks else ''}, allow_negative_crop=True),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),  # a crop can leave a box without an area
     dict(type='YOLOXHSVRandomAug'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),

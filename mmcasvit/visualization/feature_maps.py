@@ -251,10 +251,15 @@ def _score(model: nn.Module, scope: str, data: dict, label: int | None, score_th
 
 
 def _dense_logits(model: nn.Module, data: dict, label: int) -> Tensor:
-    """Return the logits of a class at all positions of a one-stage head with sigmoid scores, or an empty tensor."""
+    """Return the logits of a class at all positions of a one-stage head, or an empty tensor for other models.
+
+    With softmax, the logit of a probability is the distance to the logarithm of the sum of the others' exponentials.
+    """
     head = getattr(model, 'bbox_head', None)
-    if head is None or not getattr(head, 'use_sigmoid_cls', False):
+    if not hasattr(head, 'use_sigmoid_cls'):
         return torch.empty(0)
-    return torch.cat(
-        [x[0].unflatten(0, (-1, head.cls_out_channels))[:, label].flatten() for x in model(**data, mode='tensor')[0]]
-    )
+    maps = [x[0].unflatten(0, (-1, head.cls_out_channels)) for x in model(**data, mode='tensor')[0]]
+    if head.use_sigmoid_cls:
+        return torch.cat([x[:, label].flatten() for x in maps])
+    others = [torch.cat([x[:, :label], x[:, label + 1 :]], 1).logsumexp(1) for x in maps]
+    return torch.cat([(x[:, label] - other).flatten() for x, other in zip(maps, others)])

@@ -164,6 +164,9 @@ def test_feature_maps_of_a_model_are_recorded_and_drawn(name, image_file, tmp_pa
             model.bbox_head.retina_cls.bias += 5
         elif name == 'mask_rcnn':
             model.roi_head.bbox_head.fc_cls.bias[2] += 5
+        elif name == 'ssdlite':
+            for branch in model.bbox_head.cls_convs:
+                branch[-1].bias.view(-1, model.bbox_head.cls_out_channels)[:, 2] += 5
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sight = look_at(model, image_file)
     assert sight.category in model.dataset_meta['classes']
