@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -255,7 +256,7 @@ def _dense_logits(model: nn.Module, data: dict, label: int) -> Tensor:
 
     With softmax, the logit of a probability is the distance to the logarithm of the sum of the others' exponentials.
     """
-    head = getattr(model, 'bbox_head', None)
+    head: Any = getattr(model, 'bbox_head', None)
     if not hasattr(head, 'use_sigmoid_cls'):
         return torch.empty(0)
     maps = [x[0].unflatten(0, (-1, head.cls_out_channels)) for x in model(**data, mode='tensor')[0]]
