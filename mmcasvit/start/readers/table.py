@@ -29,7 +29,7 @@ def _columns(header: Sequence[str]) -> dict[str, int]:
 
 
 def _csv_rows(file: Path) -> tuple[dict[str, int], list[list[str]]]:
-    """Return the columns of a CSV file of boxes and its rows, or nothing if it is no such file."""
+    """Return the columns of a CSV file of boxes and its rows, or nothing if it is another file."""
     try:
         with file.open(encoding='utf-8-sig', newline='') as stream:
             sample = stream.read(4096)
@@ -63,7 +63,7 @@ def read_csv(files: Files, found: Sequence[Path], unlabeled: str) -> Boxes:
     """Read CSV files with one box in a row.
 
     Raises:
-        UsageError: If a row has coordinates that are no numbers.
+        UsageError: If a row has coordinates that are not numbers.
     """
     collector = Collector('CSV', files)
     named, missing = {}, Counter()

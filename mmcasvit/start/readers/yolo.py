@@ -26,7 +26,7 @@ def read_yolo(files: Files, found: Sequence[Path], unlabeled: str, classes: Sequ
     """Read YOLO's text files with boxes or outlines, as ultralytics, Darknet, CVAT and Roboflow write them.
 
     Raises:
-        UsageError: If a row cannot be read, or there are no names for the classes.
+        UsageError: If a row cannot be read, or the classes have no names.
     """
     settings, settings_file = _yolo_settings(files)
     names = dict(enumerate(classes)) or _yolo_names(files, settings, settings_file)
