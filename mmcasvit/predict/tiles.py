@@ -252,9 +252,9 @@ def _draw_detections(predictor: Predictor, image: np.ndarray, result: Detections
         )
         if here.masks is not None:
             found.masks = torch.from_numpy(np.stack([_pasted(mask, x, y, part.shape[:2]) for mask in here.masks]))
-        with warnings.catch_warnings(), steady_colors():
+        whole = mock.patch.object(predictor.inferencer.visualizer, 'whole', result.size, create=True)
+        with warnings.catch_warnings(), steady_colors(), whole:
             warnings.filterwarnings('ignore', '.*out of bounds')
-            predictor.inferencer.visualizer.whole = result.size
             drawing = predictor.draw(part, DetDataSample(pred_instances=found))
         image[top:bottom, left:right] = drawing[top - y : bottom - y, left - x : right - x]
 
