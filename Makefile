@@ -2,10 +2,10 @@
 # make test          set up and run every test
 # make test-fast     the same without the slow ones
 # make setup         set up what training needs; compiles nothing
-# make gpu-check     check and measure a GPU, within 8 minutes: docs/gpu.md
+# make gpu-check     check and measure a GPU, within 8 minutes: docs/guides/gpu.md
 # make lint          check style, format, and types, in an environment of its own that takes seconds to make
 # make format        repair style and format
-# OPS=compiled       compile mmcv's operators, instead of using torchvision's or PyTorch's: docs/operators.md
+# OPS=compiled       compile mmcv's operators, instead of using torchvision's or PyTorch's: docs/reference/operators.md
 # FAMILY=openmmlab   use OpenMMLab's own releases instead of the maintained onedl-* ones
 # TESTS=tests/ops    run only these tests
 FAMILY ?= onedl

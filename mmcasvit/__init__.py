@@ -19,7 +19,7 @@ from mmcasvit.version import __version__
 from mmcasvit.weights.checkpoint import extend_mmengine_loader, find_published_with
 from mmcasvit.weights.pretrained import load_pretrained
 
-# Importing this package also changes how mmengine reads and loads checkpoints; docs/weights.md says why.
+# Importing this package also changes how mmengine reads and loads checkpoints; docs/guides/weights.md says why.
 extend_mmengine_loader()
 find_bases_quickly()
 find_published_with(published_file)

@@ -1,7 +1,7 @@
 """Check and measure a GPU in one go: tests, training in mixed precision, speed, and memory.
 
 Every part is a process of its own: one that fails, hangs or is killed becomes a row of the result. DIR gets
-gpu-check.json, gpu-check.md and gpu-check.png, and what each part printed. docs/gpu.md says what is measured.
+gpu-check.json, gpu-check.md and gpu-check.png, and what each part printed. docs/guides/gpu.md says what is measured.
 """
 
 import argparse

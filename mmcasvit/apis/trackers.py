@@ -94,4 +94,4 @@ def refusals_explained() -> Iterator[None]:
             raise
         name = next((name for name, kind in TRACKERS.items() if kind.endswith(type(starting[0]).__name__)), '')
         reason = ' '.join(str(error).split())
-        raise UsageError(f'--track {name}: {name} cannot start: {reason} (docs/training.md)') from error
+        raise UsageError(f'--track {name}: {name} cannot start: {reason} (docs/guides/training.md)') from error

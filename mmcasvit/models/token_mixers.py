@@ -2,7 +2,7 @@
 
 A mixer is a module that maps ``(N, C, H, W)``, after the norm of its block, to the same shape. The first argument of
 its constructor is the number of channels. A dict sets the others: ``token_mixer=dict(type='pooling', size=5)``. The
-additive mixer of CAS-ViT is in :mod:`mmcasvit.models.casvit`. docs/ablation.md shows how to add one.
+additive mixer of CAS-ViT is in :mod:`mmcasvit.models.casvit`. docs/reference/ablation.md shows how to add one.
 """
 
 import inspect

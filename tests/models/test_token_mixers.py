@@ -319,7 +319,7 @@ def test_a_mixer_keeps_its_own_norms_in_the_deploy_form():
 def test_the_example_of_the_documentation_runs():
     """Like test_docs.py, but without a separate process."""
     (code,) = re.findall(
-        r'^```python run\n(.*?)^```', (ROOT / 'docs/ablation.md').read_text(), re.MULTILINE | re.DOTALL
+        r'^```python run\n(.*?)^```', (ROOT / 'docs/reference/ablation.md').read_text(), re.MULTILINE | re.DOTALL
     )
     before = set(TOKEN_MIXERS.module_dict)
     try:

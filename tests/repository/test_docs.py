@@ -17,14 +17,25 @@ from mmengine.registry import Registry
 import mmcasvit.registry
 
 PAGES = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md')]
-PAGES += sorted((ROOT / 'docs').glob('*.md'))
-TEXTS = [*PAGES, ROOT / 'docs/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
+PAGES += [page for page in sorted((ROOT / 'docs').rglob('*.md')) if '_build' not in page.parts]
+TEXTS = [*PAGES, ROOT / 'docs/start/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
+CODE = [file for folder in ('mmcasvit', 'configs', 'tools', 'dev') for file in (ROOT / folder).rglob('*.*')]
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+
+
+def name_of(page):
+    """Return the path of a page in the repository."""
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page):
     """Return the language, the note after it, and the text of each fenced block."""
     return FENCE.findall(page.read_text())
+
+
+def links(page):
+    """Return the files that a page links, as it writes them."""
+    return [target for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', page.read_text()) if '://' not in target]
 
 
 def commands(page):
@@ -56,17 +67,16 @@ def test_a_command_names_flags_and_configs_that_exist(tool, arguments, monkeypat
             assert (ROOT / word).exists(), word
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r'\]\(([^)#\s]+)[^)]*\)', page.read_text()):
-        if '://' not in target:
-            assert (page.parent / target).exists(), target
+    for target in links(page):
+        assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize('page', TEXTS, ids=lambda page: page.name)
+@pytest.mark.parametrize('page', TEXTS, ids=name_of)
 def test_paths_exist(page):
     for path in re.findall(
-        r'(?<![\w./-])(?:mmcasvit|tests|tools|dev|requirements)/[a-z\d_./-]*[a-z\d_](?!\w)', page.read_text()
+        r'(?<![\w./-])(?:mmcasvit|tests|tools|dev|docs|requirements)/[a-z\d_./-]*[a-z\d_](?!\w)', page.read_text()
     ):
         if not path.startswith('mmcasvit/.mim'):  # of an installed package
             assert (ROOT / path).exists(), path
@@ -97,26 +107,37 @@ def names_in(page):
                 yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-@pytest.mark.parametrize('page', TEXTS, ids=lambda page: page.name)
+@pytest.mark.parametrize('page', TEXTS, ids=name_of)
 def test_names_of_the_package_exist(page):
     assert not [name for name in names_in(page) if not resolves(name)]
 
 
 def test_every_page_is_linked():
-    linked = ' '.join(page.read_text() for page in PAGES)
-    for page in PAGES[1:]:
-        assert re.search(rf'\]\((docs/)?{page.name}\)', linked), page.name
+    linked = {(page.parent / target).resolve() for page in PAGES for target in links(page)}
+    assert not [name_of(page) for page in PAGES[1:] if page not in linked]
+
+
+def test_pages_that_the_code_names_exist():
+    found = {
+        name
+        for file in [*CODE, ROOT / 'Makefile']
+        if file.suffix in ('', '.py', '.yml', '.html', '.js')
+        for name in re.findall(r'(?<![\w/.-])docs/[\w./-]+\.(?:md|ipynb|png|jpg)', file.read_text())
+    }
+    assert 'docs/guides/weights.md' in found
+    assert not [name for name in found if not (ROOT / name).exists()]
 
 
 def test_the_table_of_configs_is_up_to_date(run_tool):
     printed = run_tool('list_configs.py', cwd=ROOT)
-    assert printed.stdout.strip() in (ROOT / 'docs/configs.md').read_text()
+    assert printed.stdout.strip() in (ROOT / 'docs/reference/configs.md').read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [page.name for page in PAGES if any(note == 'run' for _, note, _ in blocks(page))])
-def test_the_examples_of_a_page_run(name, tmp_path, tool_server):
-    page = next(page for page in PAGES if page.name == name)
+@pytest.mark.parametrize(
+    'page', [page for page in PAGES if any(note == 'run' for _, note, _ in blocks(page))], ids=name_of
+)
+def test_the_examples_of_a_page_run(page, tmp_path, tool_server):
     for folder in ('configs', 'tools'):
         os.symlink(ROOT / folder, tmp_path / folder)
 

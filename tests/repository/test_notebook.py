@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from helpers.repository import ROOT
 
-NOTEBOOK = ROOT / 'docs/own-data.ipynb'
+NOTEBOOK = ROOT / 'docs/start/own-data.ipynb'
 BYTES = 300_000
 
 

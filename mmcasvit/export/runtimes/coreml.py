@@ -1,9 +1,9 @@
 """Core ML packages for iOS 16 and macOS 13 or later, and an analysis of their operators that needs no Mac.
 
 Apple does not publish which operators the Neural Engine supports. The analysis relies on what others found out: "Which
-Core ML layers are not supported by the ANE?" (github.com/hollance/neural-engine, docs/unsupported-layers.md) lists
-recurrent and custom layers, gathering, dilated convolutions, and layers for tensors of any rank. "Deploying
-Transformers on the Apple Neural Engine" (machinelearning.apple.com, 2022) recommends float16 and tensors of rank 4.
+Core ML layers are not supported by the ANE?" (github.com/hollance/neural-engine) lists recurrent and custom layers,
+gathering, dilated convolutions, and layers for tensors of any rank. "Deploying Transformers on the Apple Neural Engine"
+(machinelearning.apple.com, 2022) recommends float16 and tensors of rank 4.
 """
 
 from collections import Counter
