@@ -36,7 +36,7 @@ for lazy in ('matplotlib.pyplot', 'torch._inductor', 'torchvision', 'mmcv.ops'):
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24))
 DETECTOR = ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py'
-SEGMENTOR = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+SEGMENTOR = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
 SMALL = {
     'model.backbone.arch': dict(_delete_=True, **TINY),
     'model.neck.in_channels': list(TINY['channels']),

@@ -81,7 +81,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = dict(
         {'train_cfg.max_epochs': 2, **{f'model.{part}': 8 for part in HEADS}},
     ),
     seg=(
-        'segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+        'segmentation/semantic-fpn_casvit-xs_300i_shapes.py',
         {
             'train_cfg': dict(max_iters=2, val_interval=2),
             'model.decode_head': dict(channels=8, in_channels=[8] * 4),

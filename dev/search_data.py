@@ -68,7 +68,7 @@ MODELS = {  # config and options for each layout
         | {'model.test_cfg': dict(rpn=FEW, rcnn=dict(score_thr=0, max_per_img=5))},
     ),
     'index masks': (
-        'segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+        'segmentation/semantic-fpn_casvit-xs_300i_shapes.py',
         {'train_cfg.max_iters': 3, 'train_cfg.val_interval': 3, 'model.data_preprocessor.size': (HEIGHT, WIDTH)}
         | {'model.neck.in_channels': CHANNELS, 'model.decode_head': dict(in_channels=[16] * 4, channels=16)},
     ),

@@ -1,6 +1,6 @@
 # The small twin of the ADE20K recipe on the synthetic scenes at half their size. Its schedule is short enough to
 # compare many variants over several seeds: each run takes two minutes on one CPU core.
-_base_ = '../segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+_base_ = '../segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
 
 iterations = 480
 half_size = (96, 64)
@@ -19,7 +19,7 @@ model = dict(data_preprocessor=dict(size=(64, 96)))
 train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-# Half the learning rate of the twin, at which the separable mixer reached 27 to 57 mIoU depending on the seed.
+# At 4e-3 the separable mixer reached 27 to 57 mIoU depending on the seed.
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),

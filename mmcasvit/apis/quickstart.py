@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,16 +62,26 @@ class Result:
         ]
 
 
-def run_tool(name: str, *args: str | Path) -> None:
+def run_tool(name: str, *args: str | Path, label: str = '', threads: int | None = None) -> None:
     """Run a script of ``tools/``.
+
+    Args:
+        name: Name of the script.
+        args: Its arguments.
+        label: What each line on the console begins with, for scripts that run at the same time.
+        threads: Threads that it computes with, or None for as many as it likes.
 
     Raises:
         UsageError: If it fails.
     """
     command = [str(part) for part in (root() / 'tools' / name, *args)]
-    status = subprocess.run([sys.executable, *command]).returncode
-    if status:
-        raise UsageError(f'this command failed with exit status {status}: {" ".join(command)}')
+    variables = dict(os.environ, OMP_NUM_THREADS=str(threads)) if threads else None
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') if label else {}
+    with subprocess.Popen([sys.executable, *command], env=variables, **pipes) as process:  # type: ignore[call-overload]
+        for line in process.stdout or ():
+            print(f'{label} | {line}', end='', flush=True)
+    if process.returncode:
+        raise UsageError(f'this command failed with exit status {process.returncode}: {" ".join(command)}')
 
 
 def _fingerprint(config: Path, data_root: Path) -> str:
@@ -82,7 +93,7 @@ def _fingerprint(config: Path, data_root: Path) -> str:
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 
-def train_and_test(task: Task, work_dir: Path, data_root: Path) -> Result:
+def train_and_test(task: Task, work_dir: Path, data_root: Path, label: str = '', threads: int | None = None) -> Result:
     """Train a model and evaluate its last checkpoint.
 
     A finished task is not repeated, and an interrupted one is resumed. A task starts over if its config, the code
@@ -92,6 +103,7 @@ def train_and_test(task: Task, work_dir: Path, data_root: Path) -> Result:
         task: What to train.
         work_dir: Folder for the tasks, each of which gets a folder in it.
         data_root: Folder that ``tools/make_dataset.py`` wrote.
+        label, threads: As of :func:`run_tool`.
 
     Raises:
         UsageError: If training or testing fails.
@@ -110,11 +122,12 @@ def train_and_test(task: Task, work_dir: Path, data_root: Path) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(wanted)
     start = time.perf_counter()
-    run_tool('train.py', config, '--work-dir', folder, '--resume', 'auto')
+    run_tool('train.py', config, '--work-dir', folder, '--resume', 'auto', label=label, threads=threads)
     seconds = time.perf_counter() - start
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     shutil.rmtree(folder / 'test', ignore_errors=True)
-    run_tool('test.py', config, checkpoint, '--work-dir', folder / 'test', '--show-dir', drawings)
+    options = ('--work-dir', folder / 'test', '--show-dir', drawings)
+    run_tool('test.py', config, checkpoint, *options, label=label, threads=threads)
     metrics = json.loads(next((folder / 'test').glob('*/*.json')).read_text())
     note.write_text(json.dumps(dict(metrics=metrics, seconds=seconds, checkpoint=checkpoint), indent=1))
     return Result(task, metrics, seconds, drawings)

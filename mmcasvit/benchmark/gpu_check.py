@@ -31,8 +31,8 @@ from .plots import plot_gpu_check
 _TWINS = {
     'detection/retinanet_casvit-xs_fpn_6e_shapes.py': 'coco',
     'detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py': 'coco',
-    'segmentation/semantic-fpn_casvit-xs_600i_shapes.py': 'ade',
-    'segmentation/upernet_casvit-xs_600i_shapes.py': 'ade',
+    'segmentation/semantic-fpn_casvit-xs_300i_shapes.py': 'ade',
+    'segmentation/upernet_casvit-xs_300i_shapes.py': 'ade',
 }
 _RECIPES = [
     'detection/mask-rcnn_casvit-xs_fpn_1x_coco.py',
@@ -119,7 +119,7 @@ def plan_parts(folder: Path, dry_run: bool) -> list[Part]:
         return benchmark(name, seconds, 'compare', *models, '--devices', device, *rounds.split(), *more)
 
     def training(steps: int, *more: object) -> list[object]:
-        config = configs / 'segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+        config = configs / 'segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
         amp = [] if dry_run else ['--amp']
         options = [f'data_root={data}/ade', f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={steps}']
         options += [f'default_hooks.checkpoint.interval={steps}', 'default_hooks.logger.interval=1']

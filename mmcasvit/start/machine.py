@@ -6,7 +6,6 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +24,7 @@ from mmcasvit.utils.timing import cores
 
 # Room for scratch space of libraries and for images that are larger than those of the measurement.
 _SLACK = 1.2
-_IMAGES = 4
-# n threads take a training step in 1 / n**this of the time of one.
-_SCALING = 0.8
+_IMAGES = 2
 
 
 @dataclass
@@ -101,8 +98,7 @@ def measure(cfg: Config, machine: Machine) -> None:
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # of pycocotools and mmseg
         warnings.simplefilter('ignore')
-        with _single_thread():  # the memory is the same
-            memory = measure_step(cfg)
+        memory = measure_step(cfg)
         machine.fixed, machine.per_image = memory.fixed, memory.per_image
         machine.seconds_per_image = _time_step(cfg)
 
@@ -117,29 +113,15 @@ def _time_step(cfg: Config) -> float:
     samples = (samples * _IMAGES)[:_IMAGES]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = revert_sync_batchnorm(get_model(cfg)).to(device).train()
-    # On a busy machine the clock tells how busy it is. The time of the processor does not, unless threads wait for one
-    # another.
-    clock, threads = (time.perf_counter, 1) if device == 'cuda' else (time.process_time, torch.get_num_threads())
     times = []
-    with _single_thread():
-        for _ in range(2):
-            start = clock()
-            data = model.data_preprocessor(pseudo_collate(copy.deepcopy(samples)), True)
-            loss, _ = model.parse_losses(model(**data, mode='loss'))
-            loss.backward()
-            if not math.isfinite(loss.item()):
-                raise UsageError(
-                    f'the loss of the first step is {loss.item()}. Look at the labels: tools/check_dataset.py.'
-                )
-            times.append(clock() - start)
-    return min(times) / _IMAGES / min(threads, cores()) ** _SCALING
-
-
-@contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    for _ in range(4):  # the fastest counts: the first prepares, and another program may slow one of them
+        start = time.perf_counter()
+        data = model.data_preprocessor(pseudo_collate(copy.deepcopy(samples)), True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        loss.backward()
+        if not math.isfinite(loss.item()):
+            raise UsageError(
+                f'the loss of the first step is {loss.item()}. Look at the labels: tools/check_dataset.py.'
+            )
+        times.append(time.perf_counter() - start)
+    return min(times) / _IMAGES

@@ -14,6 +14,10 @@ _TEXTS = (
     'Failed to search registry with scope',
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    # mmseg says these of its own defaults.
+    'Default ``avg_non_ignore`` is False',
+    '`reduce_zero_label` will be deprecated',
+    'The prefix is not set in metric class',
     # OpenMMLab's own mmengine reloads that package each time it asks what is installed.
     'pkg_resources is deprecated as an API',
 )

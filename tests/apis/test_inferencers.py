@@ -11,7 +11,7 @@ import mmcasvit
 from mmcasvit.apis.inference import get_inferencer
 
 MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
-SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
+SEGMENTOR = 'semantic-fpn_casvit-xs_300i_shapes'
 IMAGE = np.random.RandomState(0).randint(0, 255, (64, 96, 3), np.uint8)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mmcasvit.apis import quickstart
-from mmcasvit.apis.quickstart import Task, draw_sheet, result_table, train_and_test
+from mmcasvit.apis.quickstart import Task, draw_sheet, result_table, run_tool, train_and_test
+from mmcasvit.utils.errors import UsageError
 
-TASK = Task('UperNet', 'segmentation/upernet_casvit-xs_600i_shapes.py', {'mIoU': 60.0})
+TASK = Task('UperNet', 'segmentation/upernet_casvit-xs_300i_shapes.py', {'mIoU': 60.0})
 
 
 @pytest.fixture
@@ -18,11 +19,11 @@ def commands(tmp_path, monkeypatch):
     """Replace the tools by ones that leave their results without training, and return the names of those that run."""
     ran = []
 
-    def run_tool(name, *args):
+    def run_tool(name, *args, label, threads):
         ran.append(name)
         folder = args[args.index('--work-dir') + 1]
         if name == 'train.py':
-            (folder / 'last_checkpoint').write_text('iter_600.pth')
+            (folder / 'last_checkpoint').write_text('iter_300.pth')
             return
         (folder / '1').mkdir(parents=True)
         (folder / '1/1.json').write_text(json.dumps(dict(mIoU=59.0)))
@@ -60,3 +61,13 @@ def test_the_table_and_the_sheet_show_every_model(commands, tmp_path):
         np.testing.assert_allclose(column[row * 62 + 22 : (row + 1) * 62], value, atol=3)
     assert draw_sheet([result] * 3, images).shape == (3 * 186, 120, 3)
     assert draw_sheet([result] * 4, images).shape == (2 * 186, 240, 3)
+
+
+def test_lines_of_tools_that_run_at_the_same_time_name_their_model(capfd):
+    run_tool('list_configs.py', '--help', label='UperNet', threads=1)
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith('UperNet | ') for line in lines)
+    with pytest.raises(UsageError, match=r'exit status 2: \S*list_configs.py --nonsense'):
+        run_tool('list_configs.py', '--nonsense', label='UperNet')
+    assert 'unrecognized arguments' in capfd.readouterr().out

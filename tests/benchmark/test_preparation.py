@@ -36,7 +36,7 @@ def test_a_variant_runs_and_agrees_with_the_eager_model(variant):
 
 
 @pytest.mark.parametrize(
-    'base', ['detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py', 'segmentation/semantic-fpn_casvit-xs_600i_shapes.py']
+    'base', ['detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py', 'segmentation/semantic-fpn_casvit-xs_300i_shapes.py']
 )
 def test_a_whole_model_runs_and_counts(tmp_path, base):
     config = str(write_tiny_config(tmp_path / 'tiny.py', ROOT / 'configs' / base))

@@ -17,7 +17,7 @@ SIZE = (192, 192)
 
 @pytest.fixture(scope='module')
 def segmentor(tmp_path_factory):
-    config = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+    config = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
     return str(write_tiny_config(tmp_path_factory.mktemp('memory') / 'tiny.py', config))
 
 

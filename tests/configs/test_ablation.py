@@ -51,7 +51,7 @@ def test_there_are_no_other_configs():
 
 def test_short_schedule_is_the_twin_at_half_size():
     cfg, twin = (
-        Config.fromfile(path) for path in (SHAPES, ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py')
+        Config.fromfile(path) for path in (SHAPES, ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py')
     )
     assert cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == cfg.param_scheduler[-1].end == 480
     assert cfg.optim_wrapper.optimizer.lr == twin.optim_wrapper.optimizer.lr / 2

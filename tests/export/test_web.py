@@ -224,7 +224,7 @@ def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     'arguments, words', [(['web'], 'npm install onnxruntime-web'), (['pt2', '--ort-dist', '.'], 'is for --format web')]
 )
 def test_the_tool_looks_for_the_runtime_first(arguments, words, run_main):
-    status, output = run_main('export', 'semantic-fpn_casvit-xs_600i_shapes', 'none.pth', '--format', *arguments)
+    status, output = run_main('export', 'semantic-fpn_casvit-xs_300i_shapes', 'none.pth', '--format', *arguments)
     assert status == 2
     assert words in output.err.splitlines()[-1]
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 def train(tmp_path_factory, shapes):
     """Return a function that trains a tiny segmentor with some arguments and returns its work directory."""
     folder = tmp_path_factory.mktemp('training')
-    config = write_tiny_config(folder / 'tiny.py', ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py')
+    config = write_tiny_config(folder / 'tiny.py', ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py')
 
     def run(device, name, steps, *arguments, launcher=()):
         command = [sys.executable, *launcher, ROOT / 'tools/train.py', config, '--work-dir', folder / name]

@@ -20,11 +20,11 @@ from mmcasvit.export.signature import Signature
 TWINS = dict(
     retinanet='retinanet_casvit-xs_fpn_6e_shapes',
     mask_rcnn='mask-rcnn_casvit-xs_fpn_6e_shapes',
-    semantic_fpn='semantic-fpn_casvit-xs_600i_shapes',
-    upernet='upernet_casvit-xs_600i_shapes',
+    semantic_fpn='semantic-fpn_casvit-xs_300i_shapes',
+    upernet='upernet_casvit-xs_300i_shapes',
     rtmdet='rtmdet_casvit-xs_6e_shapes',
     ssdlite='ssdlite_casvit-xs_6e_shapes',
-    segformer='segformer_casvit-xs_600i_shapes',
+    segformer='segformer_casvit-xs_300i_shapes',
 )
 
 

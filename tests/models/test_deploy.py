@@ -436,7 +436,7 @@ def test_a_detector_is_evaluated_deployed(evaluate, shapes):
 @pytest.mark.slow
 def test_a_segmentor_is_evaluated_deployed(evaluate, shapes):
     (plain, plain_masks), (deployed, deployed_masks) = evaluate(
-        'semantic-fpn_casvit-xs_600i_shapes', 'masks', f'data_root={shapes}/ade', 'model.data_preprocessor.size=(64,96)'
+        'semantic-fpn_casvit-xs_300i_shapes', 'masks', f'data_root={shapes}/ade', 'model.data_preprocessor.size=(64,96)'
     )
     assert plain['mIoU'] > 0
     assert plain == pytest.approx(deployed, abs=0.05)

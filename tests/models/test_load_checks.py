@@ -267,7 +267,7 @@ def test_the_authors_classifier_is_renamed_for_a_classifier(tmp_path):
 
 CONFIGS = dict(
     mmdet=ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
-    mmseg=ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+    mmseg=ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py',
 )
 
 

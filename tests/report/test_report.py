@@ -281,7 +281,7 @@ def test_training_a_detector_writes_a_report(run_tool, tmp_path, shapes):
 def test_testing_a_segmentor_writes_a_report(monkeypatch, tmp_path, shapes):
     from mmcasvit import get_model
 
-    base = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+    base = ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
     config = write_tiny_config(tmp_path / 'tiny.py', base)
     torch.save(dict(state_dict=get_model(str(config)).state_dict()), tmp_path / 'tiny.pth')
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_every_arch_loads_as_classifier_and_as_backbone(arch, width, tiny, tmp_p
 
 
 def test_a_segmentor_loads_by_the_name_of_its_config(tmp_path):
-    name = 'semantic-fpn_casvit-xs_600i_shapes'
+    name = 'semantic-fpn_casvit-xs_300i_shapes'
     segmentor = load('model', name)
     assert type(segmentor).__name__ == 'EncoderDecoder'
     assert not segmentor.training

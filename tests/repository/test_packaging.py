@@ -22,7 +22,7 @@ from mmcasvit.utils.errors import UsageError, WeightsError
 
 DETECTOR = 'retinanet_casvit-xs_fpn_6e_shapes'
 MASK_RCNN = 'mask-rcnn_casvit-xs_fpn_6e_shapes'
-SEGMENTOR = 'semantic-fpn_casvit-xs_600i_shapes'
+SEGMENTOR = 'semantic-fpn_casvit-xs_300i_shapes'
 CONFIGS = [file.stem for file in (ROOT / 'configs').glob('*/*.py')]
 # What a build reads: the top level of the repository, without data, runs, and environments.
 SOURCES = (

@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp('made')
     write_dataset(root / 'shapes', train=4, val=2, seed=3, height=64, width=96)
     for name, base in dict(
-        det='detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py', seg='segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+        det='detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py', seg='segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
     ).items():
         cfg = Config.fromfile(ROOT / 'configs' / base, import_custom_modules=False)
         cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=CHANNELS)

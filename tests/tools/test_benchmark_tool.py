@@ -76,7 +76,7 @@ def test_scaling_fits_exponents(run, tmp_path):
         (['compare', 'none.py'], 'config not found'),
         (['pipeline', 'none.py', '--images', '.'], 'config not found'),
         (['pipeline', 'casvit-xs_8xb128-300e_in1k-224', '--images', '.'], 'must be a config of mmdet or mmseg'),
-        (['pipeline', 'semantic-fpn_casvit-xs_600i_shapes', '--images', 'none'], 'image or folder not found'),
+        (['pipeline', 'semantic-fpn_casvit-xs_300i_shapes', '--images', 'none'], 'image or folder not found'),
         (['compare', 'xs', '--baseline', 'form=deploy'], 'no such variant'),
         (['compare', 'xs', '--precisions', 'fp16'], 'fp16 is for GPUs'),
         (['compare', 'l', '--plot-accuracy', 'a.png'], 'no figures are known'),
@@ -134,7 +134,7 @@ def test_invalid_flag_values_are_refused(run):
             ],
         ),
         (
-            'segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+            'segmentation/semantic-fpn_casvit-xs_300i_shapes.py',
             ['backbone', 'neck', 'decode_head', 'backward: heads and losses', 'backward: neck', 'backward: backbone'],
         ),
     ],

@@ -16,7 +16,7 @@ DET = ROOT / 'configs/detection'
 SEG = ROOT / 'configs/segmentation'
 MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_6e_shapes.py'
 RTMDET = ROOT / 'configs/realtime/rtmdet_casvit-xs_6e_shapes.py'
-SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_600i_shapes.py'
+SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_300i_shapes.py'
 SMALL_RUN = [
     'train_dataloader.batch_size=2',
     *(

@@ -62,7 +62,7 @@ shapes = dict(
     test_evaluator=shapes_val_evaluator,
     # At 4e-3, the fourth stage of Mask R-CNN outgrows the statistics of its norms: the mixer multiplies projections of
     # its input, so outliers of a validation scene grow from block to block, to outputs of 1e7.
-    optim_wrapper=dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
+    optim_wrapper=dict(optimizer=dict(lr=1e-3, weight_decay=0.05, fused=True), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
         dict(

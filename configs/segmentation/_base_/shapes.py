@@ -28,7 +28,7 @@ shapes_test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 shapes_dataset = dict(type='BaseSegDataset', data_root=shapes_root, metainfo=shapes_metainfo, reduce_zero_label=True)
-shapes_iterations = 600
+shapes_iterations = 300
 shapes_val_dataloader = dict(batch_size=1, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_test_pipeline))
 shapes = dict(
     data_root=shapes_root,
@@ -36,12 +36,16 @@ shapes = dict(
     train_dataloader=dict(batch_size=8, num_workers=2, dataset=dict(shapes_dataset, pipeline=shapes_train_pipeline)),
     val_dataloader=shapes_val_dataloader,
     test_dataloader=shapes_val_dataloader,
-    optim_wrapper=dict(optimizer=dict(lr=4e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
+    # Two runs of Semantic FPN at 4e-3 ended at 69.7 and 89.6 mIoU. A fused step of the optimizer takes a third of the
+    # time, which saves a tenth of an iteration.
+    optim_wrapper=dict(optimizer=dict(lr=2e-3, weight_decay=0.05, fused=True), clip_grad=dict(max_norm=10)),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
         dict(type='PolyLR', power=0.9, begin=50, end=shapes_iterations, eta_min=0.0, by_epoch=False),
     ],
-    train_cfg=dict(max_iters=shapes_iterations, val_interval=200),
-    default_hooks=dict(logger=dict(interval=25), checkpoint=dict(interval=200), visualization=dict(interval=10)),
+    train_cfg=dict(max_iters=shapes_iterations, val_interval=shapes_iterations // 2),
+    default_hooks=dict(
+        logger=dict(interval=25), checkpoint=dict(interval=shapes_iterations // 2), visualization=dict(interval=10)
+    ),
     auto_scale_lr=dict(base_batch_size=8),
 )

@@ -21,7 +21,7 @@ from mmcasvit.utils.errors import UsageError
 
 CONFIGS = [
     ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py',
-    ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py',
+    ROOT / 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py',
 ]
 WIDTH, HEIGHT = 96, 64
 
