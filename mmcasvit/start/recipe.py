@@ -59,6 +59,7 @@ class Recipe:
         samples: Images that training sees in all.
         evaluations: Number of evaluations in training.
         seconds: Estimated seconds of training on this machine, or None if nothing was measured.
+        on_cpu: Whether the machine has no accelerator.
         why: Reason for each choice, by name.
     """
 
@@ -73,6 +74,7 @@ class Recipe:
     evaluations: int = 10
     seconds: float | None = None
     learning_rate: float = 1e-3
+    on_cpu: bool = False
     why: dict[str, str] = field(default_factory=dict)
 
     def iterations(self) -> int:
@@ -100,7 +102,7 @@ def choose_shape(data: Data, choices: Choices, machine: Machine, limit: int | No
     shown = sizes * (size / sizes.max(1, keepdims=True))
     alike = np.ptp(shown[:, 0]) + np.ptp(shown[:, 1]) < 64
     width, height = np.median(shown, axis=0) if alike else (size, size)
-    recipe = Recipe(size, (_whole(height), _whole(width)))
+    recipe = Recipe(size, (_whole(height), _whole(width)), on_cpu=not machine.accelerated)
     why = recipe.why
     if choices.size:
         why['size'] = f'--size {size}; the longer side of the images is {longer:.0f} pixels (median).'

@@ -18,6 +18,8 @@ _TEXTS = (
     'Default ``avg_non_ignore`` is False',
     '`reduce_zero_label` will be deprecated',
     'The prefix is not set in metric class',
+    # mmengine's, of a predicted box that it cuts at the border of the image.
+    'is out of bounds, the drawn',
     # OpenMMLab's own mmengine reloads that package each time it asks what is installed.
     'pkg_resources is deprecated as an API',
 )
