@@ -132,7 +132,7 @@ def train(config, seed):
         for file in sorted(folder.glob('*/vis_data/scalars.json'))
         for line in file.read_text().splitlines()
     ]
-    validations = [entry for entry in entries if 'lr' not in entry]
+    validations = [entry for entry in entries if not any(key == 'lr' or key.startswith('stages/') for key in entry)]
     if not validations:
         raise UsageError(f'{config} was trained but never evaluated: its train_cfg.val_interval is too long.')
     result = validations[-1]

@@ -8,6 +8,7 @@ from mmcasvit.engine.hooks.checkpoint import CheckpointHook
 from mmcasvit.engine.hooks.deploy import DeployHook
 from mmcasvit.engine.hooks.invalid_loss import StopOnInvalidLossHook
 from mmcasvit.engine.hooks.speed import ChannelsLastHook, CompileHook
+from mmcasvit.engine.hooks.stage_health import StageHealthHook
 from mmcasvit.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from mmcasvit.models.casvit import CASViT
 from mmcasvit.models.deploy import deploy
@@ -38,6 +39,7 @@ __all__ = [
     'ResumableEpochLoop',
     'ResumableIterLoop',
     'RunStopped',
+    'StageHealthHook',
     'StopOnInvalidLossHook',
     'WeightsError',
     '__version__',

@@ -35,6 +35,7 @@ custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
     dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
+    dict(type='mmcasvit.StageHealthHook'),
     # Decay 0.9995 per update. The statistics of norms are averaged too.
     dict(type='EMAHook', momentum=5e-4, interval=2, update_buffers=True),
 ]

@@ -43,6 +43,7 @@ custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
     dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
+    dict(type='mmcasvit.StageHealthHook'),
     _base_.custom_hooks[0],  # EMA
     dict(type='PipelineSwitchHook', switch_epoch=max_epochs - stage2_num_epochs, switch_pipeline=train_pipeline_stage2),
 ]

@@ -33,4 +33,5 @@ custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
     dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
+    dict(type='mmcasvit.StageHealthHook'),
 ]

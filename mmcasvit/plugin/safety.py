@@ -12,6 +12,7 @@ _HOOKS = {
     'mmcasvit.CheckWeightsHook': 'checks of loaded weights',
     'mmcasvit.SkippedFilesHook': 'the list of skipped files',
     'mmcasvit.StopOnInvalidLossHook': 'the stop at a NaN or infinite loss',
+    'mmcasvit.StageHealthHook': 'warnings of stages that die',
     'mmcasvit.ReportHook': 'report.html',
 }
 

@@ -55,6 +55,24 @@ def plot_training(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], r
     return _panels(groups, curves, resumed, 'iteration')
 
 
+def plot_stages(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int]) -> bytes:
+    """Plot what :class:`mmcasvit.StageHealthHook` measured, with a panel for each quantity and a line for each stage.
+
+    Args:
+        curves: Steps and values of each scalar, by names such as ``stages/spread_1``.
+        resumed: Steps at which a run was resumed.
+    """
+    titles = dict(
+        spread='spread of activations',
+        dead_channels='share of dead channels',
+        variance_ratio='batch / running variance',
+    )
+    curves = {name.rpartition('/')[2]: points for name, points in curves.items()}
+    groups = {title: [name for name in curves if name.startswith(kind)] for kind, title in titles.items()}
+    groups = {title: names for title, names in groups.items() if names}
+    return _panels(groups, curves, resumed, 'iteration', [titles['spread'], titles['variance_ratio']])
+
+
 def plot_validation(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], resumed: Sequence[int], by_epoch: bool
 ) -> bytes:
@@ -78,6 +96,7 @@ def _panels(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     resumed: Sequence[int],
     label: str,
+    logarithmic: Sequence[str] = (),
 ) -> bytes:
     columns = min(2, len(groups))
     rows = math.ceil(len(groups) / columns)
@@ -97,6 +116,8 @@ def _panels(
                 label=name,
             )
         _mark_resumed(axes, resumed)
+        if title in logarithmic:
+            axes.set_yscale('log')
         axes.set_title(title, fontsize=9)
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -19,6 +19,7 @@ _RESUMED = re.compile(r'resumed epoch: (\d+), iter: (\d+)')
 _PHASES = dict(train='training', val='validation', test='test')
 # Logged scalars that are not curves.
 _CLOCKS = ('time', 'data_time', 'memory', 'epoch', 'iter', 'step')
+_OF_STAGES = 'stages/'  # prefix of what StageHealthHook logs
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Run:
         seconds: Wall-clock time of each phase, in whole seconds.
         table: Last table of classes, as header and rows of text.
         training: Scalars logged during training, by step.
+        stages: Scalars of the stages of the backbone, by step.
         validation: Validation metrics, by step, or by epoch in epoch-based loops.
         test: Metrics of a test, or None.
     """
@@ -47,6 +49,7 @@ class Run:
     seconds: dict[str, int] = field(default_factory=dict)
     table: tuple[list[str], list[list[str]]] | None = None
     training: dict[int, dict[str, float]] = field(default_factory=dict)
+    stages: dict[int, dict[str, float]] = field(default_factory=dict)
     validation: dict[int, dict[str, float]] = field(default_factory=dict)
     test: dict[str, float] | None = None
 
@@ -81,7 +84,9 @@ def _read_run(folder: Path) -> Run:
         step, numbers = entry.get('step'), _numbers(entry)
         if not isinstance(step, int):
             continue
-        if 'lr' in entry or 'loss' in entry:
+        if any(name.startswith(_OF_STAGES) for name in numbers):
+            run.stages[step] = numbers
+        elif 'lr' in entry or 'loss' in entry:
             run.training[step] = numbers
         elif any(name not in _CLOCKS for name in numbers):
             run.validation.setdefault(step, {}).update(numbers)
@@ -172,6 +177,7 @@ class History:
 
     Attributes:
         training: Steps and values of each scalar.
+        stages: Steps and values of each scalar of the stages of the backbone.
         validation: Steps and values of each metric; steps are iterations, or epochs if ``by_epoch``.
         by_epoch: Whether validations are counted in epochs.
         resumed: Iterations from which a run was resumed.
@@ -180,6 +186,7 @@ class History:
     """
 
     training: dict[str, tuple[list[int], list[float]]]
+    stages: dict[str, tuple[list[int], list[float]]]
     validation: dict[str, tuple[list[int], list[float]]]
     by_epoch: bool
     resumed: list[int]
@@ -193,7 +200,7 @@ def join(runs: list[Run]) -> History:
     A resumed run replaces what earlier runs logged after the iteration that it was resumed from. A run that starts
     from scratch replaces everything before it.
     """
-    training, validation, resumed, dropped = {}, {}, [], []
+    training, stages, validation, resumed, dropped = {}, {}, {}, [], []
     trained = [run for run in runs if run.training]
     by_epoch = any(run.reached is not None and run.reached[0] is not None for run in trained)
     for number, run in enumerate(trained):
@@ -204,13 +211,20 @@ def join(runs: list[Run]) -> History:
         else:
             resumed = [step for step in resumed if step < iteration] + [iteration]
         training = {step: entry for step, entry in training.items() if step <= iteration} | run.training
+        stages = {step: entry for step, entry in stages.items() if step <= iteration} | run.stages
         validation = {
             step: entry for step, entry in validation.items() if step <= (epoch if by_epoch else iteration)
         } | run.validation
     waited = sum(entry.get('data_time', 0) for entry in training.values())
     lasted = sum(entry.get('time', 0) for entry in training.values())
     return History(
-        _columns(training), _columns(validation), by_epoch, resumed, dropped, waited / lasted if lasted else None
+        _columns(training),
+        _columns(stages),
+        _columns(validation),
+        by_epoch,
+        resumed,
+        dropped,
+        waited / lasted if lasted else None,
     )
 
 

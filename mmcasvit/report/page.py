@@ -163,6 +163,7 @@ def _curves(history: History) -> dict[str, Any]:
         rows.append([name, _text(values[-1]), *map(_text, high), *map(_text, low)])
     return dict(
         training=embedded(figures.plot_training(history.training, history.resumed)) if history.training else '',
+        stages=embedded(figures.plot_stages(history.stages, history.resumed)) if history.stages else '',
         validation=embedded(figures.plot_validation(history.validation, history.resumed, history.by_epoch))
         if history.validation
         else '',

@@ -147,6 +147,7 @@ def recipe(name, data_root, model, pipeline, dataset, **train_cfg):
     for split in ('val', 'test'):
         cfg.update({f'{split}_dataloader': None, f'{split}_cfg': None, f'{split}_evaluator': None})
     cfg.update(dict(param_scheduler=None, log_level='ERROR', randomness=dict(seed=3, deterministic=True)))
+    next(hook for hook in cfg.custom_hooks if hook.type == 'mmcasvit.StageHealthHook').interval = 2
     cfg.custom_hooks.append(dict(type='KeepCurves'))
     return cfg
 
@@ -215,6 +216,9 @@ def assert_same_losses(several, one, rtol=RTOL):
 
 def test_a_detector_has_the_same_losses_at_every_step(detector, one_process, tmp_path):
     assert_same_losses(train(detector, tmp_path, 2), one_process[1])
+    (file,) = tmp_path.glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [entry['step'] for entry in entries if 'stages/spread_4' in entry] == [2, 4, 6]
 
 
 def test_a_segmentor_with_synchronized_norms_has_the_same_losses_at_every_step(segmentor, tmp_path):

@@ -231,7 +231,7 @@ def test_a_real_time_detector_resumes_and_switches_its_pipeline(run_tool, shapes
         *SMALL_RUN,
         'train_cfg.val_interval=1',
         'default_hooks.checkpoint.interval=1',
-        'custom_hooks.4.switch_epoch=1',
+        'custom_hooks.5.switch_epoch=1',
     ]
     for epochs, more in ((1, []), (2, ['--resume'])):
         run_tool(

@@ -18,6 +18,7 @@ custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
     dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
+    dict(type='mmcasvit.StageHealthHook'),
 ]
 
 tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))

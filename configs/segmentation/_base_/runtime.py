@@ -29,4 +29,5 @@ custom_hooks = [
     dict(type='mmcasvit.CheckWeightsHook'),
     dict(type='mmcasvit.SkippedFilesHook'),
     dict(type='mmcasvit.StopOnInvalidLossHook'),
+    dict(type='mmcasvit.StageHealthHook'),
 ]
