@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import own_data
 from helpers.repository import ROOT, load_tool
 from mmengine.registry import Registry
 
@@ -140,10 +141,11 @@ def test_the_table_of_configs_is_up_to_date(run_tool):
 def test_the_examples_of_a_page_run(page, tmp_path, tool_server):
     for folder in ('configs', 'tools'):
         os.symlink(ROOT / folder, tmp_path / folder)
+    own_data.yolo(tmp_path / 'photos')  # the images of a user
 
     path = f'{tool_server.python.parent}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
     environment = {**os.environ, **tool_server.environment, 'PATH': path}
-    ran = 0
+    ran, printed = 0, ''
     for language, note, text in blocks(page):
         if note.startswith('file='):
             file = tmp_path / note.removeprefix('file=')
@@ -153,5 +155,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, tool_server):
             code = dict(bash=['bash', '-e', '-c', text], python=[tool_server.python, '-c', text])[language]
             done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f'{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
-            ran += 1
+            ran, printed = ran + 1, done.stdout
+        elif note == 'prints':
+            assert printed.strip() == text.strip()
     assert ran
