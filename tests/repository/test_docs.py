@@ -19,7 +19,8 @@ import mmcasvit.registry
 
 PAGES = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md')]
 PAGES += [page for page in sorted((ROOT / 'docs').rglob('*.md')) if '_build' not in page.parts]
-TEXTS = [*PAGES, ROOT / 'docs/start/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
+NOTEBOOK = ROOT / 'docs/start/own-data.ipynb'
+TEXTS = [*PAGES, NOTEBOOK, ROOT / 'hubconf.py', ROOT / 'setup.py']
 CODE = [file for folder in ('mmcasvit', 'configs', 'tools', 'dev') for file in (ROOT / folder).rglob('*.*')]
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
@@ -79,7 +80,7 @@ def test_paths_exist(page):
     for path in re.findall(
         r'(?<![\w./-])(?:mmcasvit|tests|tools|dev|docs|requirements)/[a-z\d_./-]*[a-z\d_](?!\w)', page.read_text()
     ):
-        if not path.startswith('mmcasvit/.mim'):  # of an installed package
+        if not path.startswith(('mmcasvit/.mim', 'docs/_build')):  # of an installed package; made by make docs
             assert (ROOT / path).exists(), path
 
 
@@ -116,6 +117,18 @@ def test_names_of_the_package_exist(page):
 def test_every_page_is_linked():
     linked = {(page.parent / target).resolve() for page in PAGES for target in links(page)}
     assert not [name_of(page) for page in PAGES[1:] if page not in linked]
+
+
+def test_the_first_page_lists_every_page():
+    first = ROOT / 'docs/index.md'
+    listed = {(first.parent / target).resolve() for target in links(first)}
+    assert not [name_of(page) for page in [*PAGES, NOTEBOOK] if page not in listed | {first}]
+
+
+def test_the_api_lists_every_public_name():
+    listed = re.findall(r'^\.\. autoapi\w+:: (\S+)$', (ROOT / 'docs/reference/api.md').read_text(), re.MULTILINE)
+    assert not [name for name in mmcasvit.__all__ if f'mmcasvit.{name}' not in [*listed, 'mmcasvit.__version__']]
+    assert not [name for name in listed if not resolves(name)]
 
 
 def test_pages_that_the_code_names_exist():
