@@ -23,13 +23,15 @@ html_static_path = ['_static']
 html_css_files = ['site.css']
 html_additional_pages = {'index': 'redirect.html'}  # the first page lies in docs/, as in the repository
 html_copy_source = False
+html_show_copyright = False
+toc_object_entries_show_parents = 'hide'
 
 # The slugs of headings are those of GitHub.
 myst_heading_anchors = 4
 myst_enable_extensions = ['colon_fence']
 # The notebook is shown as it was saved. A test runs it.
 nb_execution_mode = 'off'
-copybutton_exclude = '.linenos, .gp, .go'
+copybutton_exclude = '.linenos, .gp, .go'  # prompts and outputs
 
 # The reference reads the source without importing it, so that the site needs neither PyTorch nor OpenMMLab.
 autoapi_dirs = [str(ROOT / 'mmcasvit')]
@@ -39,8 +41,7 @@ autoapi_python_class_content = 'class'
 autoapi_options = ['members', 'undoc-members']
 autodoc_typehints = 'signature'
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ['Shape']
-napoleon_use_ivar = True  # attributes as a list, next to those that autoapi documents
+napoleon_custom_sections = ['Shape', ('Attributes', 'params_style')]
 # Constants that are unpacked from one assignment, as in `STEP, VALIDATION = range(2)`.
 suppress_warnings = ['autoapi.python_import_resolution']
 maximum_signature_line_length = 88
