@@ -25,7 +25,7 @@ def test_the_labels_are_drawn_where_the_annotations_have_them(shapes, scene):
     image, mask, name = scene
     model = tiny('semantic_fpn')
     drawn = mmcv.imresize(tool.draw_classes(model, image, shapes, name), image.shape[1::-1], interpolation='area')
-    color = np.array(model.dataset_meta['palette'])[mask - 1]
+    color = np.array(model.dataset_meta['palette'])[mask.astype(int) - 1]
     expected = (1 - tool.OPACITY) * image + tool.OPACITY * color
     assert np.median(np.abs(drawn - expected)[mask > 0]) < 4
     large = mmcv.imrescale(image, 512 // max(image.shape))
