@@ -4,6 +4,8 @@
 # make setup         set up what training needs; compiles nothing
 # make gpu-check     check and measure a GPU, within 8 minutes: docs/guides/gpu.md
 # make lint          check style, format, and types, in an environment of its own that takes seconds to make
+# make docs          build the docs as a site in docs/_build/html, in an environment of its own
+# make docs-links    check the links of the docs to other sites, which needs a network
 # make format        repair style and format
 # OPS=compiled       compile mmcv's operators, instead of using torchvision's or PyTorch's: docs/reference/operators.md
 # FAMILY=openmmlab   use OpenMMLab's own releases instead of the maintained onedl-* ones
@@ -43,10 +45,12 @@ COMPILED = $(VENV)/.compiled
 READY = $(SETUP) $(if $(filter compiled,$(OPS)),$(COMPILED))
 TEST_READY = $(VENV)/.tests
 LINT = .venv-lint
+DOCS = .venv-docs
+SPHINX = $(DOCS)/bin/sphinx-build -q -c docs -d docs/_build/doctrees
 # One thread per process: the models of the tests are too small for more. The order of tests/conftest.py is kept.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup quickstart test test-fast gpu-check lint format clean-quickstart
+.PHONY: setup quickstart test test-fast gpu-check lint format docs docs-links clean-quickstart
 
 setup: $(READY)
 
@@ -98,6 +102,18 @@ lint: $(LINT)/.ready
 format: $(LINT)/.ready
 	$(LINT)/bin/ruff check --fix .
 	$(LINT)/bin/ruff format .
+
+$(DOCS)/.ready: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -r requirements/docs.txt
+	touch $@
+
+docs: $(DOCS)/.ready
+	$(SPHINX) -W --keep-going -b html . docs/_build/html
+	@echo "The docs are in docs/_build/html/index.html"
+
+docs-links: $(DOCS)/.ready
+	$(SPHINX) -b linkcheck . docs/_build/links
 
 clean-quickstart:
 	rm -rf work_dirs/quickstart data/shapes

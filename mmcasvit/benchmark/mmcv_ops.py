@@ -61,7 +61,7 @@ def _passes(function: Callable, inputs: Sequence[Tensor]) -> Callable[[], None]:
 
 
 def cases(device: str) -> dict[str, Callable[[], object]]:
-    """Return calls of the operators, at the sizes of the models of docs/guides/plug.md, by their descriptions."""
+    """Return calls of the operators, at the sizes of models in docs/reference/plug-table.md, by description."""
     from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, batched_nms, nms_match, roi_align, soft_nms
 
     rng = torch.Generator().manual_seed(0)

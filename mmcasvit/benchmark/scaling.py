@@ -13,7 +13,7 @@ Curves = dict[str, dict[str, list[tuple[float, float]]]]
 _COUNTED = 'multiply-adds, G'
 _MEASURED = {
     'time, ms': lambda row: row['seconds'].median * 1000,
-    'memory beside the weights, MiB': lambda row: row['pass_bytes'] and row['pass_bytes'] / 2**20,
+    'memory without the weights, MiB': lambda row: row['pass_bytes'] and row['pass_bytes'] / 2**20,
 }
 
 

@@ -23,7 +23,12 @@ def batch_of(model: nn.Module, image: str | Path) -> dict:
 
 
 def draw_prediction(
-    model: nn.Module, image: np.ndarray, sample: BaseDataElement, score_thr: float, opacity: float | None = None
+    model: nn.Module,
+    image: np.ndarray,
+    sample: BaseDataElement,
+    score_thr: float,
+    opacity: float | None = None,
+    truth: bool = False,
 ) -> np.ndarray:
     """Draw the prediction of a detector or segmentor over an image, with the visualizer of its framework.
 
@@ -33,6 +38,7 @@ def draw_prediction(
         sample: Prediction of the model for this image.
         score_thr: Score above which boxes and masks are drawn.
         opacity: Opacity of boxes, masks and segmentation, from 0 to 1. The default is that of the config or visualizer.
+        truth: Draw the ground truth of the sample instead of its prediction.
 
     Returns:
         ``(H, W, 3)`` in uint8 RGB.
@@ -47,5 +53,5 @@ def draw_prediction(
     visualizer = kind(**settings)  # the registry's build would return the first one of this name, whatever its settings
     quicken(visualizer).dataset_meta = model.dataset_meta
     threshold = dict(pred_score_thr=score_thr) if model.cfg.default_scope == 'mmdet' else dict(with_labels=False)
-    visualizer.add_datasample('', image, sample, draw_gt=False, **threshold)
+    visualizer.add_datasample('', image, sample, draw_gt=truth, draw_pred=not truth, **threshold)
     return visualizer.get_image()

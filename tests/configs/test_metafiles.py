@@ -1,4 +1,4 @@
-"""The model index lists every config, with the results and links of the README."""
+"""The model index lists every config, with the results of the README and the links of the page on weights."""
 
 import re
 
@@ -10,7 +10,8 @@ INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 METAFILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in INDEX}
 MODELS = [model for metafile in METAFILES.values() for model in metafile['Models']]
 ARCHS = ('xs', 's', 'm', 't')
-# Row of the README's table: configs and metric in the metafiles.
+WEIGHTS = 'docs/guides/weights.md'
+# Row of the tables of results: configs and metric in the metafiles.
 ROWS = {
     'ImageNet-1K top-1, 224 / 384 px': [
         ('casvit-{}_8xb128-300e_in1k-224', 'Top 1 Accuracy'),
@@ -23,10 +24,10 @@ ROWS = {
 }
 
 
-def published_figures():
-    """Yield config name, metric, figure and link of each cell of the README's table."""
+def published_figures(page):
+    """Yield config name, metric, figure and link of each cell of a page's table."""
     for label, places in ROWS.items():
-        (row,) = re.findall(rf'^\| {re.escape(label)} \|(.*)\|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+        (row,) = re.findall(rf'^\| {re.escape(label)} \|(.*)\|$', (ROOT / page).read_text(), re.MULTILINE)
         for arch, cell in zip(ARCHS, row.split('|'), strict=True):
             figures = re.findall(r'(?:\[([\d.]+)\]\((\S+)\))|(\d[\d.]*)', cell)
             for (config, metric), (linked, link, plain) in zip(places, figures, strict=True):
@@ -59,24 +60,25 @@ def test_collection_names_are_unique():
     assert len(set(names)) == len(names)
 
 
-def test_figures_match_the_readme_and_are_marked_as_the_authors():
+@pytest.mark.parametrize('page', ['README.md', WEIGHTS])
+def test_figures_match_the_pages_and_are_marked_as_the_authors(page):
     figures = {
         (model['Name'], metric): value
         for model in MODELS
         for result in model.get('Results', ())
         for metric, value in result['Metrics'].items()
     }
-    assert figures == {(config, metric): value for config, metric, value, _ in published_figures()}
+    assert figures == {(config, metric): value for config, metric, value, _ in published_figures(page)}
     for model in MODELS:
         if 'Results' in model or 'Weights' in model:
             assert model['Metadata']['Reported By'] == 'the authors'
             assert model['Metadata']['Reproduced'] is False
 
 
-def test_links_match_the_readme_and_are_unique():
+def test_links_match_the_page_on_weights_and_are_unique():
     links = {model['Name']: model['Weights'] for model in MODELS if 'Weights' in model}
-    in_readme = {config: link for config, _, _, link in published_figures() if link}
-    assert links == in_readme
+    assert links == {config: link for config, _, _, link in published_figures(WEIGHTS) if link}
+    assert not [link for *_, link in published_figures('README.md') if link]
     assert set(links) == {model['Name'] for model in MODELS if 'Results' in model}
     assert len(set(links.values())) == len(links)
 

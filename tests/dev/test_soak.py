@@ -1,4 +1,4 @@
-"""The soak test notices leaks. The soak test itself takes an hour and is described in docs/guides/data-checks.md."""
+"""The soak test notices leaks. The soak test itself takes an hour: docs/reference/robustness-tests.md."""
 
 import mmap
 import os

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import own_data
 from helpers.repository import ROOT, load_tool
 from mmengine.registry import Registry
 
@@ -18,7 +19,8 @@ import mmcasvit.registry
 
 PAGES = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md')]
 PAGES += [page for page in sorted((ROOT / 'docs').rglob('*.md')) if '_build' not in page.parts]
-TEXTS = [*PAGES, ROOT / 'docs/start/own-data.ipynb', ROOT / 'hubconf.py', ROOT / 'setup.py']
+NOTEBOOK = ROOT / 'docs/start/own-data.ipynb'
+TEXTS = [*PAGES, NOTEBOOK, ROOT / 'hubconf.py', ROOT / 'setup.py']
 CODE = [file for folder in ('mmcasvit', 'configs', 'tools', 'dev') for file in (ROOT / folder).rglob('*.*')]
 FENCE = re.compile(r'^```(\w*) ?(.*?)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
@@ -78,7 +80,7 @@ def test_paths_exist(page):
     for path in re.findall(
         r'(?<![\w./-])(?:mmcasvit|tests|tools|dev|docs|requirements)/[a-z\d_./-]*[a-z\d_](?!\w)', page.read_text()
     ):
-        if not path.startswith('mmcasvit/.mim'):  # of an installed package
+        if not path.startswith(('mmcasvit/.mim', 'docs/_build')):  # of an installed package; made by make docs
             assert (ROOT / path).exists(), path
 
 
@@ -117,6 +119,18 @@ def test_every_page_is_linked():
     assert not [name_of(page) for page in PAGES[1:] if page not in linked]
 
 
+def test_the_first_page_lists_every_page():
+    first = ROOT / 'docs/index.md'
+    listed = {(first.parent / target).resolve() for target in links(first)}
+    assert not [name_of(page) for page in [*PAGES, NOTEBOOK] if page not in listed | {first}]
+
+
+def test_the_api_lists_every_public_name():
+    listed = re.findall(r'^\.\. autoapi\w+:: (\S+)$', (ROOT / 'docs/reference/api.md').read_text(), re.MULTILINE)
+    assert not [name for name in mmcasvit.__all__ if f'mmcasvit.{name}' not in [*listed, 'mmcasvit.__version__']]
+    assert not [name for name in listed if not resolves(name)]
+
+
 def test_pages_that_the_code_names_exist():
     found = {
         name
@@ -140,10 +154,11 @@ def test_the_table_of_configs_is_up_to_date(run_tool):
 def test_the_examples_of_a_page_run(page, tmp_path, tool_server):
     for folder in ('configs', 'tools'):
         os.symlink(ROOT / folder, tmp_path / folder)
+    own_data.yolo(tmp_path / 'photos')  # the images of a user
 
     path = f'{tool_server.python.parent}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
     environment = {**os.environ, **tool_server.environment, 'PATH': path}
-    ran = 0
+    ran, printed = 0, ''
     for language, note, text in blocks(page):
         if note.startswith('file='):
             file = tmp_path / note.removeprefix('file=')
@@ -153,5 +168,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, tool_server):
             code = dict(bash=['bash', '-e', '-c', text], python=[tool_server.python, '-c', text])[language]
             done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f'{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
-            ran += 1
+            ran, printed = ran + 1, done.stdout
+        elif note == 'prints':
+            assert printed.strip() == text.strip()
     assert ran

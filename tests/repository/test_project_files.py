@@ -35,7 +35,7 @@ def test_the_workflow_calls_targets_of_the_makefile_on_the_pythons_of_the_lock_f
     jobs = yaml.safe_load((ROOT / '.github/workflows/test.yml').read_text())['jobs']
     makefile = (ROOT / 'Makefile').read_text()
     commands = [step['run'] for job in jobs.values() for step in job['steps'] if 'run' in step]
-    assert commands == ['make lint', 'make test']
+    assert commands == ['make lint', 'make docs', 'make test']
     assert all(re.search(rf'^{command.split()[1]}:', makefile, re.MULTILINE) for command in commands)
     matrix = jobs['test']['strategy']['matrix']
     assert tuple(matrix['family']) == FAMILIES
