@@ -39,7 +39,8 @@ def page_text(found: Sequence[tuple[PublishedWeights, Mapping]], tolerance: floa
     lines = []
     for weights, row in found:
         for name, verdict in verdicts(weights, row, tolerance).items():
-            line = dict(weights=weights.alias, figure=name, published=f'{weights.results[name]:g}', result=verdict)
+            published = f'{weights.results[name]:g}'
+            line: dict = dict(weights=weights.alias, figure=name, published=published, result=verdict)
             if row['status'] == 'measured':
                 ours = row['figures'][name]
                 line |= {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.repository import load_tool
 
 from mmcasvit.apis.published import PublishedWeights, list_published
 from mmcasvit.engine.work_dir import WorkDirLock
@@ -232,6 +233,14 @@ def test_a_training_uses_all_gpus(folder, monkeypatch):
         f'-m torch.distributed.run --standalone --nproc_per_node 8 {train} --launcher pytorch --pretrained dense.pth'
     )
     assert words(classifier, monkeypatch, 1) == f'{train} --amp --cfg-options load_from=classifier.pth'
+    monkeypatch.setattr(sys, 'argv', [str(word) for word in run._training(classifier, Path('w'))])
+    args = load_tool('train').parse_args()
+    assert (args.work_dir, args.resume, args.amp, args.cfg_options) == (
+        'w',
+        'auto',
+        True,
+        dict(load_from='classifier.pth'),
+    )
     classifier.file = None
     assert words(classifier, monkeypatch, 0) == train
 

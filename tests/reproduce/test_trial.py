@@ -58,7 +58,10 @@ def zoo(shapes, tmp_path, run_tool):
     (tmp_path / 'weights').mkdir()
     files = {name: tmp_path / 'weights' / f'{config.stem}.pth' for name, config in twins.items()}
     for name in ('mask_rcnn', 'semantic_fpn', 'retinanet'):
-        torch.save(dict(state_dict=tiny(name).state_dict(), meta={}), files[name])
+        weights = tiny(name).state_dict()
+        if name == 'semantic_fpn':
+            weights['decode_head.conv_seg.bias'] = 9 * torch.eye(8)[0]  # all is sky, for a mIoU above 1
+        torch.save(dict(state_dict=weights, meta={}), files[name])
     truncate(files['retinanet'])
 
     def metrics(name, work_dir, *more):
