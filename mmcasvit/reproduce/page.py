@@ -39,13 +39,13 @@ def page_text(found: Sequence[tuple[PublishedWeights, Mapping]], tolerance: floa
     lines = []
     for weights, row in found:
         for name, verdict in verdicts(weights, row, tolerance).items():
-            published = f'{weights.results[name]:g}'
+            published = str(float(weights.results[name]))
             line: dict = dict(weights=weights.alias, figure=name, published=published, result=verdict)
             if row['status'] == 'measured':
                 ours = row['figures'][name]
                 line |= {
                     'measured': f'{ours:.2f}',
-                    'difference': f'{ours - weights.results[name]:+.2f}',
+                    'difference': f'{round(ours - weights.results[name], 2) + 0:+.2f}',  # never -0.00
                     'images': row['images'],
                     'seconds': f'{row["seconds"]:.0f}',
                     'versions': versions.index(row['versions']) + 1,

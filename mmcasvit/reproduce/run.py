@@ -224,4 +224,4 @@ def _versions(scope: str) -> str:
     names = ['mmengine', 'mmcv', *([scope] if scope else [])]
     packages = ', '.join(f'{name} {importlib.import_module(name).__version__}' for name in names)
     here = machine(['cuda'] if torch.cuda.is_available() else ['cpu'])
-    return f'{here}, {packages}, mmcasvit {__version__}, {operators_in_use()}'
+    return f'{here}, {packages}, mmcasvit {__version__}, operators of {operators_in_use()}'
