@@ -36,12 +36,13 @@ def _datasets_of(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Conf
         yield from ((split, dataset) for dataset in (leaf_datasets(loader.dataset) if loader else ()))
 
 
-def check_data(cfg: Config, *splits: str) -> None:
+def check_data(cfg: Config, *splits: str, move: str = '--cfg-options data_root=DIR') -> None:
     """Check that the files and folders of the datasets of some splits exist, and that their categories fit.
 
     Args:
         cfg: A whole config.
         splits: Some of ``'train'``, ``'val'`` and ``'test'``.
+        move: Option of the command line that says where the data is.
 
     Raises:
         UsageError: If data is missing (the message says what, where, and how to get it), if annotations are a pickle,
@@ -57,7 +58,9 @@ def check_data(cfg: Config, *splits: str) -> None:
         for part in parts:
             path = Path(root, part) if part else Path(root)
             if not path.exists():
-                raise UsageError(f'data of the {split} split not found: {path.absolute()}. {_how_to_get(dataset)}')
+                raise UsageError(
+                    f'data of the {split} split not found: {path.absolute()}. {_how_to_get(dataset, move)}'
+                )
         check_sources(dataset, f'the {split} split')
         check_listed(dataset, dataset_type(dataset, cfg.default_scope), f'the {split} split')
         _check_zero_label(dataset, cfg.default_scope, split)
@@ -91,7 +94,7 @@ def _check_categories(dataset: ConfigDict, scope: str) -> None:
         )
 
 
-def _how_to_get(dataset: ConfigDict) -> str:
+def _how_to_get(dataset: ConfigDict, move: str) -> str:
     if 'shapes' in Path(dataset.get('data_root') or '').parts:
         return 'Create it: python tools/make_dataset.py'
     sources = dict(
@@ -103,7 +106,7 @@ def _how_to_get(dataset: ConfigDict) -> str:
         'contains train/ and val/, each with one folder per class',
     )
     advice = sources.get(dataset.get('type'), 'Put the data there')
-    return f'{advice}, or say where it is: --cfg-options data_root=DIR'
+    return f'{advice}, or say where it is: {move}'
 
 
 def check_writable(folder: Path) -> None:

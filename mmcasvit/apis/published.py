@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mmengine.fileio import load
 from torch import Tensor
+from yaml import YAMLError
 
-from mmcasvit.utils.errors import WeightsError
+from mmcasvit.utils.errors import UsageError, WeightsError
 from mmcasvit.weights.match import Fit
 from mmcasvit.weights.published import cache_folder, check, obtain
 
@@ -24,9 +25,10 @@ class PublishedWeights:
     Attributes:
         alias: Short name, such as ``xs`` or ``mask-rcnn-xs``.
         name: Name of the config that the weights are for, which selects them as well.
-        config: Path of that config below :func:`~mmcasvit.apis.config.root`.
+        config: Path of that config, either absolute or below :func:`~mmcasvit.apis.config.root`.
         address: Where they are published.
         results: The authors' results, by metric.
+        start: Short name of the weights that their training started from, if any.
     """
 
     alias: str
@@ -34,6 +36,7 @@ class PublishedWeights:
     config: str
     address: str
     results: Mapping[str, float]
+    start: str | None = None
 
     @property
     def file(self) -> Path:
@@ -62,20 +65,42 @@ class PublishedWeights:
 
 
 @functools.cache
-def list_published() -> tuple[PublishedWeights, ...]:
-    """Return all published weights, in the order of the metafiles."""
-    return tuple(
-        PublishedWeights(
-            model['Alias'],
-            model['Name'],
-            model['Config'],
-            model['Weights'],
-            {metric: value for result in model['Results'] for metric, value in result['Metrics'].items()},
+def list_published(index: Path | None = None) -> tuple[PublishedWeights, ...]:
+    """Return all published weights, in the order of the metafiles.
+
+    Args:
+        index: File like ``model-index.yml``, which is the default. Its paths are relative to its folder; configs may
+            also be those of this project.
+
+    Raises:
+        UsageError: The file, or one that it lists, cannot be read or lacks an entry.
+    """
+    file = index or root() / 'model-index.yml'
+    try:
+        return tuple(
+            PublishedWeights(
+                model['Alias'],
+                model['Name'],
+                _beside(file, model['Config']) if index else model['Config'],
+                model['Weights'],
+                {metric: value for result in model['Results'] for metric, value in result['Metrics'].items()},
+                model.get('Metadata', {}).get('Starts From'),
+            )
+            for metafile in load(file)['Import']
+            for model in load(file.parent / metafile)['Models']
+            if 'Weights' in model
         )
-        for metafile in load(root() / 'model-index.yml')['Import']
-        for model in load(root() / metafile)['Models']
-        if 'Weights' in model
-    )
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, YAMLError) as error:
+        raise UsageError(
+            f'{file} is not an index of models: {type(error).__name__}: {" ".join(str(error).split())}. It has a list '
+            'Import of metafiles, whose Models have Name, Alias, Config, Results, and Weights.'
+        ) from error
+
+
+def _beside(index: Path, config: str) -> str:
+    """Return the path of a config next to an index, or the path as it is if there is none."""
+    file = index.parent.resolve() / config
+    return str(file) if file.is_file() else config
 
 
 def find_published(name: str) -> PublishedWeights:

@@ -46,7 +46,8 @@ def _sha256(path: str, modified: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _checksum(file: Path) -> str:
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of a file, which is read again only if its time or size has changed."""
     status = file.stat()
     return _sha256(str(file), status.st_mtime_ns, status.st_size)
 
@@ -83,7 +84,7 @@ def _has_checksum(file: Path) -> bool:
         recorded = _checksum_file(file).read_text().split()[:1]
     except FileNotFoundError:
         return False
-    if recorded != [_checksum(file)]:
+    if recorded != [checksum(file)]:
         raise WeightsError(
             f'{file} has changed since it was verified. Delete it, or only {_checksum_file(file).name} to keep the new '
             'content.'
@@ -94,7 +95,7 @@ def _has_checksum(file: Path) -> bool:
 def _write_checksum(file: Path, folder: Path) -> Path:
     """Write the checksum of a file into a folder, in the format of ``sha256sum -c``, and return the new file."""
     written = folder / _checksum_file(file).name
-    written.write_text(f'{_checksum(file)}  {file.name}\n')
+    written.write_text(f'{checksum(file)}  {file.name}\n')
     return written
 
 
@@ -161,10 +162,10 @@ def _download(name: str, address: str, file: Path, expected: Expected, trust: bo
                 f'{name} could not be downloaded: {reason}. Download {address} with a browser, and save it as {file}'
             ) from error
         _verify(unfinished, f'{name} from {address}', expected, trust)
-        checksum = _write_checksum(unfinished, Path(folder))
-        shutil.copymode(checksum, unfinished)  # gdown makes files that only their owner can read
+        note = _write_checksum(unfinished, Path(folder))
+        shutil.copymode(note, unfinished)  # gdown makes files that only their owner can read
         os.replace(unfinished, file)
-        os.replace(checksum, _checksum_file(file))
+        os.replace(note, _checksum_file(file))
 
 
 def _fetch(address: str, target: Path) -> None:

@@ -12,7 +12,7 @@ LEVELS = [
     {'models'},
     {'engine'},
     {'apis'},
-    {'plugin', 'export', 'report'},
+    {'plugin', 'export', 'report', 'reproduce'},
     {'serve', 'predict'},
     {'benchmark', 'visualization'},
     {'start'},
