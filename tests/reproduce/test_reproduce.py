@@ -298,7 +298,7 @@ Models:
 
 
 def test_another_index(tmp_path):
-    known = 'configs/segmentation/upernet_casvit-xs_600i_shapes.py'
+    known = 'configs/segmentation/upernet_casvit-xs_300i_shapes.py'
     (weights,) = list_published(write_index(tmp_path, MODEL.format(config=known, figure='mIoU')))
     assert (weights.alias, weights.config, weights.start, weights.results) == ('t', known, None, {'mIoU': 1})
     (tmp_path / 'own.py').write_text('')
@@ -340,7 +340,7 @@ def test_checkpoints_are_chosen_by_table_and_name():
 def test_files_come_from_a_folder_by_either_name(shapes, tmp_path, monkeypatch):
     """Otherwise they come from the folder of published weights, and a damaged file there is not missing."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    config = 'configs/segmentation/semantic-fpn_casvit-xs_600i_shapes.py'
+    config = 'configs/segmentation/semantic-fpn_casvit-xs_300i_shapes.py'
     weights = PublishedWeights('sem', 'semantic-fpn_x', config, 'http://127.0.0.1:9/sem', {'mIoU': 80.0}, 'start')
     start = PublishedWeights('start', 'casvit-xs_start', config, 'http://127.0.0.1:9/start', {'mIoU': 80.0})
     published, folder = [weights, start], tmp_path / 'weights'
