@@ -67,7 +67,7 @@ def parse_args():
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of that choice (default: %(default)s)')
     parser.add_argument('--fix', action='store_true', help='leave out images and objects that are at fault')
-    parser.add_argument('--force', action='store_true', help='write over a config that was edited')
+    parser.add_argument('--force', action='store_true', help='overwrite a config that was edited')
     parser.add_argument('--workers', type=int, default=min(8, cores()), help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -114,7 +114,7 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     check_model(choices.model, data.task)
     config = out / f'{choices.model}_casvit-{choices.arch}_{_plain(data.root.name)}.py'
     if config.exists() and not force and is_edited(config):
-        raise UsageError(f'{config} was edited. Use --force to write over it, or another --out-dir.')
+        raise UsageError(f'{config} was edited. Use --force to overwrite it, or another --out-dir.')
     lines = [f'  {note}' for note in data.notes]
     machine = this_machine()
     recipe = choose_shape(data, choices, machine)
