@@ -21,6 +21,8 @@ def test_every_requirement_is_pinned():
         lines = (ROOT / f'requirements/{family}.txt').read_text().splitlines()
         names = {line.split('==')[0] for line in lines if not line.startswith('#')}
         assert not names - set(pins(family))
+    docs = (ROOT / 'requirements/docs.txt').read_text().splitlines()
+    assert not [line for line in docs if not re.fullmatch(r'#.*|[\w.-]+==[\w.]+', line)]
 
 
 def test_pre_commit_uses_the_pinned_versions():
