@@ -56,7 +56,9 @@ def page_text(found: Sequence[tuple[PublishedWeights, Mapping]], tolerance: floa
     parts = [_HEAD.format(tolerance=tolerance), markdown(lines, [*columns, 'SHA-256'])]
     parts += ['', *(f'{number}. {text}' for number, text in enumerate(versions, 1))]
     parts += [
-        f'\n{status.capitalize()}:\n\n{text}' for status in ('failed', 'missing') if (text := reasons(found, status))
+        f'\n{status.capitalize()}:\n\n{text}'.replace('<', '\\<')  # no HTML
+        for status in ('failed', 'missing')
+        if (text := reasons(found, status))
     ]
     return '\n'.join(parts) + '\n'
 

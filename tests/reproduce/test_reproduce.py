@@ -119,7 +119,7 @@ def test_an_evaluation_that_fails_is_a_row_and_the_others_run(folder):
     error = 'import os\nprint("error: does not fit.\\n  expected: xs\\n  found: s"); print("more"); sys.exit(2)'
     agrees, page, told = measure(
         job('unfit', do=error),
-        job('raises', do='raise ValueError("bad luck")'),
+        job('raises', do='raise ValueError("bad <luck>")'),
         job('killed', do='os.kill(os.getpid(), 11)'),
         job('silent', do='os._exit(3)'),
         job('empty', metrics={'coco/segm_mAP': 0.1}),
@@ -131,7 +131,7 @@ def test_an_evaluation_that_fails_is_a_row_and_the_others_run(folder):
     failed = page[page.index('Failed:') :].splitlines()[2:]
     assert failed[:3] == [
         '- unfit: does not fit. expected: xs found: s',
-        '- raises: ValueError: bad luck',
+        '- raises: ValueError: bad \\<luck>',
         '- killed: killed by SIGSEGV',
     ]
     assert failed[3].startswith('- silent: test data')
