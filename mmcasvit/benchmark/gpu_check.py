@@ -32,7 +32,7 @@ _TWINS = {
     'detection/retinanet_casvit-xs_fpn_6e_shapes.py': 'coco',
     'detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py': 'coco',
     'segmentation/semantic-fpn_casvit-xs_300i_shapes.py': 'ade',
-    'segmentation/upernet_casvit-xs_300i_shapes.py': 'ade',
+    'segmentation/upernet_casvit-xs_600i_shapes.py': 'ade',
 }
 _RECIPES = [
     'detection/mask-rcnn_casvit-xs_fpn_1x_coco.py',

@@ -173,7 +173,7 @@ def test_published_weights_belong_to_one_config(site):
     with pytest.raises(UsageError, match='either checkpoint or pretrained'):
         get_model(RETINANET, 'x.pth', pretrained=True)
     with pytest.raises(WeightsError, match='Published weights: xs, xs-384, s, '):
-        get_model('upernet_casvit-xs_300i_shapes', pretrained=True)
+        get_model('upernet_casvit-xs_600i_shapes', pretrained=True)
     assert site.asked == []
 
 

@@ -11,7 +11,7 @@ from mmcasvit.apis import quickstart
 from mmcasvit.apis.quickstart import Task, draw_sheet, result_table, run_tool, train_and_test
 from mmcasvit.utils.errors import UsageError
 
-TASK = Task('UperNet', 'segmentation/upernet_casvit-xs_300i_shapes.py', {'mIoU': 60.0})
+TASK = Task('UperNet', 'segmentation/upernet_casvit-xs_600i_shapes.py', {'mIoU': 60.0})
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ Models:
 
 
 def test_another_index(tmp_path):
-    known = 'configs/segmentation/upernet_casvit-xs_300i_shapes.py'
+    known = 'configs/segmentation/upernet_casvit-xs_600i_shapes.py'
     (weights,) = list_published(write_index(tmp_path, MODEL.format(config=known, figure='mIoU')))
     assert (weights.alias, weights.config, weights.start, weights.results) == ('t', known, None, {'mIoU': 1})
     (tmp_path / 'own.py').write_text('')
