@@ -43,7 +43,7 @@ shapes = dict(
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
         dict(type='PolyLR', power=0.9, begin=50, end=shapes_iterations, eta_min=0.0, by_epoch=False),
     ],
-    train_cfg=dict(max_iters=shapes_iterations, val_interval=shapes_iterations // 2),
+    train_cfg=dict(max_iters=shapes_iterations, val_interval=shapes_iterations),
     default_hooks=dict(
         logger=dict(interval=25), checkpoint=dict(interval=shapes_iterations // 2), visualization=dict(interval=10)
     ),
