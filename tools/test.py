@@ -35,6 +35,11 @@ def parse_args():
         '--deploy', action='store_true', help='evaluate the deploy form of the model, with its norms folded away'
     )
     parser.add_argument(
+        '--simulate-fp16',
+        action='store_true',
+        help='evaluate the deploy form in fp16, by rounding the result of each operator, on any processor',
+    )
+    parser.add_argument(
         '--exported',
         metavar='FILE',
         help='evaluate a file of tools/export.py, the backbone or the whole model; CHECKPOINT provides the parts that '
@@ -59,8 +64,8 @@ def parse_args():
 
 
 def use_exported(cfg, args):
-    if args.deploy or args.tta:
-        raise UsageError('--exported cannot be combined with --deploy or --tta.')
+    if args.deploy or args.tta or args.simulate_fp16:
+        raise UsageError('--exported cannot be combined with --deploy, --tta or --simulate-fp16.')
     from mmcasvit.export.evaluation import fitted_pipeline
     from mmcasvit.export.hook import ExportedHook
 
@@ -90,7 +95,11 @@ def main():
         use_tta(cfg)
     # The checkpoint has been read completely: initial weights of the backbone would only be overwritten.
     cfg.model.get('module', cfg.model).get('backbone', {}).pop('init_cfg', None)
-    if args.deploy:
+    if args.simulate_fp16:
+        if args.tta:
+            raise UsageError('--simulate-fp16 cannot be combined with --tta.')
+        cfg.custom_hooks.append(dict(type='mmcasvit.SimulatedHalfHook'))
+    elif args.deploy:
         cfg.custom_hooks.append(dict(type='mmcasvit.DeployHook'))
     if args.exported:
         use_exported(cfg, args)
@@ -98,7 +107,7 @@ def main():
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
     limit_images(cfg, 'test', args.limit_eval)
     runner = build_runner(cfg, quiet=not args.verbose)
-    if args.deploy:
+    if args.deploy or args.simulate_fp16:
         check_deployable(runner.model)
     if args.out:
         dump_predictions(runner, cfg.default_scope, args.out)

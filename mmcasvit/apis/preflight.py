@@ -268,7 +268,7 @@ def check_deployable(model: nn.Module) -> None:
         UsageError: If it has none.
     """
     if not any(isinstance(part, CASViT) for part in model.modules()):
-        raise UsageError('--deploy: the model of the config has no CASViT.')
+        raise UsageError('the model of the config has no CASViT that could be deployed.')
 
 
 def check_drawable(images: Sequence[str]) -> None:

@@ -390,14 +390,14 @@ def test_the_hook_deploys_averaged_weights_that_another_hook_swaps_in():
 
 @pytest.fixture
 def evaluate(run_tool, tmp_path):
-    """Evaluate a tiny model with random statistics, as it is and deployed, and return metrics and output files."""
+    """Evaluate a tiny model with random statistics as it is, deployed, and in fp16: metrics and output files."""
 
     def run(config, out, *options):
         cfg = tiny_config(config)
         cfg.dump(tmp_path / 'tiny.py')
         torch.save(dict(state_dict=fill(get_model(cfg)).state_dict()), tmp_path / 'tiny.pth')
         found = []
-        for name, flags in (('plain', []), ('deployed', ['--deploy'])):
+        for name, flags in (('plain', []), ('deployed', ['--deploy']), ('half', ['--simulate-fp16'])):
             done = run_tool(
                 'test.py',
                 'tiny.py',
@@ -414,6 +414,7 @@ def evaluate(run_tool, tmp_path):
                 cwd=tmp_path,
             )
             assert ('deploy form' in done.stdout + done.stderr) == bool(flags)
+            assert ('simulated fp16' in done.stdout + done.stderr) == (name == 'half')
             metrics = json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
             metrics = {key: value for key, value in metrics.items() if 'time' not in key}
             found.append((metrics, tmp_path / f'{name}_{out}'))
@@ -424,24 +425,28 @@ def evaluate(run_tool, tmp_path):
 
 @pytest.mark.slow
 def test_a_detector_is_evaluated_deployed(evaluate, shapes):
-    (plain, plain_file), (deployed, deployed_file) = evaluate(
+    (plain, plain_file), (deployed, deployed_file), (half, half_file) = evaluate(
         'retinanet_casvit-xs_fpn_6e_shapes', 'out.pkl', f'data_root={shapes}/coco/', 'model.test_cfg.score_thr=0.'
     )
     assert plain == pytest.approx(deployed, abs=0.01)
     for a, b in zip(*(pickle.loads(file.read_bytes()) for file in (plain_file, deployed_file))):
         assert len(a['pred_instances']['scores']) == 100
         assert_close(b['pred_instances']['scores'], a['pred_instances']['scores'], rtol=1e-4, atol=1e-6)
+    assert half == pytest.approx(plain, abs=0.01)
+    assert half_file.read_bytes() != deployed_file.read_bytes()
 
 
 @pytest.mark.slow
 def test_a_segmentor_is_evaluated_deployed(evaluate, shapes):
-    (plain, plain_masks), (deployed, deployed_masks) = evaluate(
+    (plain, plain_masks), (deployed, deployed_masks), (half, half_masks) = evaluate(
         'semantic-fpn_casvit-xs_300i_shapes', 'masks', f'data_root={shapes}/ade', 'model.data_preprocessor.size=(64,96)'
     )
     assert plain['mIoU'] > 0
     assert plain == pytest.approx(deployed, abs=0.05)
     for file in plain_masks.iterdir():
         assert (cv2.imread(str(file), -1) == cv2.imread(str(deployed_masks / file.name), -1)).mean() > 0.999
+        assert (cv2.imread(str(file), -1) == cv2.imread(str(half_masks / file.name), -1)).mean() > 0.98
+    assert half == pytest.approx(plain, abs=1)
 
 
 def test_a_model_without_casvit_cannot_be_deployed_by_the_tools():
