@@ -1,18 +1,19 @@
 """Deploying whole models: detectors, segmentors and classifiers with a CAS-ViT inside."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .casvit import CASViT
 from .deployed_casvit import DeployedCASViT
 from .folding import affine_of, fold_affine, is_affine
 from .memory_format import to_channels_last
+from .rescaling import read, rescale
 
 # The output norms of a backbone can be folded into its neck if these methods pass the maps of the backbone only to the
 # neck, and these necks read them with 1x1 convolutions.
@@ -70,7 +71,20 @@ def _fold_conv_module(layer: ConvModule) -> None:
         layer.with_norm = False
 
 
-def deploy(model: nn.Module) -> nn.Module:
+def _rescale(deployed: nn.Module, peaks: Mapping[str, Tensor]) -> dict[nn.Module, list[Tensor]]:
+    """Rescale each backbone, and return the factors of the maps that its stages return."""
+    factors = {}
+    for name, part in deployed.named_modules():
+        if isinstance(part, DeployedCASViT):
+            own = {key.removeprefix(f'{name}/'): peak for key, peak in peaks.items() if key.startswith(f'{name}/')}
+            try:
+                factors[part] = rescale(part, own)
+            except (KeyError, RuntimeError) as error:
+                raise ValueError('the peaks are not those of the deploy form of this model.') from error
+    return factors
+
+
+def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return the deploy form of a model: a faster copy for inference, with the same outputs up to rounding.
 
     Every BatchNorm of a CAS-ViT backbone is folded into a neighboring convolution. Those of the outputs are folded into
@@ -86,6 +100,9 @@ def deploy(model: nn.Module) -> nn.Module:
     Args:
         model: A :class:`mmcasvit.CASViT`, or a detector, segmentor or classifier that contains one. It is left as it
             is.
+        peaks: Largest values of the channels of the deploy form, from
+            :func:`mmcasvit.models.rescaling.measured_peaks`. Channels that are too large for fp16 are then multiplied
+            by powers of two that the next layers take up. In fp32, the outputs stay the same.
 
     Returns:
         A new module in eval mode. Its parameters get no gradient and differ from those of the model in names and
@@ -93,7 +110,8 @@ def deploy(model: nn.Module) -> nn.Module:
         ``deploy(build(config)).load_state_dict(...)``.
 
     Raises:
-        ValueError: The model contains no CAS-ViT, for example because it is a deploy form already.
+        ValueError: The model contains no CAS-ViT, for example because it is a deploy form already. Or the peaks are
+            not those of its deploy form, or cannot be moved into the range of fp16.
 
     Example:
         >>> import torch
@@ -125,6 +143,10 @@ def deploy(model: nn.Module) -> nn.Module:
     for backbone, stage, lateral in read_by_neck:
         new = memo[id(lateral)]
         new.conv = fold_affine(*affine_of(getattr(backbone, f'norm{2 * stage}')), new.conv)
+    if peaks is not None:
+        factors = _rescale(deployed, peaks)
+        for backbone, stage, lateral in read_by_neck:
+            read(memo[id(lateral)].conv, factors[memo[id(backbone)]][stage])
     deployed.requires_grad_(False)
     to_channels_last(deployed)
     return deployed
