@@ -61,7 +61,7 @@ class StageHealthHook(Hook):
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, interval: int = 100, dead: float = 0.5, ratio: float = 100.0):
+    def __init__(self, interval: int = 100, dead: float = 0.5, ratio: float = 10.0):
         if interval < 1:
             raise ValueError(f'interval must be at least 1, got {interval}')
         if not 0 < dead <= 1:
