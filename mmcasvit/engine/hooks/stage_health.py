@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -81,13 +80,13 @@ class StageHealthHook(Hook):
         model = unwrap(runner.model)
         self._backbone = getattr(model, 'backbone', None)
         if not isinstance(self._backbone, nn.Module):
-            self._leave(f'{type(model).__name__} has no backbone')
+            self._leave(runner, f'{type(model).__name__} has no backbone')
         elif runner.cfg.get('compile') or self._backbone._compiled_call_impl is not None:
-            self._leave('the backbone is compiled, and would be compiled again for each measurement')
+            self._leave(runner, 'the backbone is compiled, and would be compiled again for each measurement')
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self, runner: Runner, reason: str) -> None:
         self._backbone = None
-        print_log(f'StageHealthHook: the stages are not watched, since {reason}', logger='current')
+        runner.logger.info(f'StageHealthHook: the stages are not watched, since {reason}')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None) -> None:
         """Begin to measure if it is time."""
@@ -123,7 +122,7 @@ class StageHealthHook(Hook):
             handle.remove()
         self._handles = []
         if not self._maps:
-            self._leave(f'{type(self._backbone).__name__} does not return maps (N, C, H, W)')
+            self._leave(runner, f'{type(self._backbone).__name__} does not return maps (N, C, H, W)')
             return
         scalars = {}
         for stage, (size, variance) in self._maps.items():
