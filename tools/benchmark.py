@@ -218,7 +218,7 @@ def parse_args():
     add_config_options(command, 'override entries of the config')
     add_trust_argument(command)
 
-    command = add_command(coco_eval, 'coco-eval', "Time COCO's evaluation by two libraries on made-up boxes.")
+    command = add_command(coco_eval, 'coco-eval', "Time COCO's evaluation by two libraries on synthetic boxes.")
     command.add_argument('--images', type=at_least_one, default=5000, help='default: %(default)s')
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
 
@@ -408,7 +408,7 @@ def pipeline(args):
 def coco_eval(args):
     rows, difference = evaluate_both(args.images, tell)
     write_files(args, rows)
-    images = count_of(args.images, 'made-up image')
+    images = count_of(args.images, 'synthetic image')
     return f'{images} on {machine(["cpu"])}; largest difference of a metric {difference:.1e}.\n\n{markdown(rows)}'
 
 

@@ -1,4 +1,4 @@
-"""COCO's evaluation by pycocotools and by faster-coco-eval, side by side on made-up boxes."""
+"""COCO's evaluation by pycocotools and by faster-coco-eval, side by side on synthetic boxes."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def made_up_boxes(images: int, seed: int = 0) -> tuple[dict[str, list], list[dic
 
 
 def evaluate_both(images: int, tell: Callable[[str], None] = lambda text: None) -> tuple[list[dict[str, Any]], float]:
-    """Evaluate made-up boxes by both libraries.
+    """Evaluate synthetic boxes by both libraries.
 
     Args:
         images: Number of images.

@@ -22,7 +22,7 @@ class ReportHook(Hook):
     size of the image file, as the visualizers of mmdet and mmseg expect.
 
     Args:
-        pictures: Number of the best and of the worst images to draw.
+        images: Number of the best and of the worst images to draw.
         score_thr: Lowest score of a box; boxes below it are neither counted nor drawn.
         iou_thr: Lowest IoU of a match between a box and an object.
         out: File of the report. The default is ``report.html`` in the work directory.
@@ -33,13 +33,13 @@ class ReportHook(Hook):
 
     priority = 'VERY_LOW'  # after the metrics have been logged
 
-    def __init__(self, pictures: int = 6, score_thr: float = 0.3, iou_thr: float = 0.5, out: str | None = None):
-        if pictures < 1:
-            raise ValueError(f'pictures must be at least 1, got {pictures}')
+    def __init__(self, images: int = 6, score_thr: float = 0.3, iou_thr: float = 0.5, out: str | None = None):
+        if images < 1:
+            raise ValueError(f'images must be at least 1, got {images}')
         for name, value in dict(score_thr=score_thr, iou_thr=iou_thr).items():
             if not 0 <= value <= 1:
                 raise ValueError(f'{name} must be between 0 and 1, got {value}')
-        self.pictures, self.score_thr, self.iou_thr, self.out = pictures, score_thr, iou_thr, out
+        self.images, self.score_thr, self.iou_thr, self.out = images, score_thr, iou_thr, out
         self._collectors = {}
 
     def before_val(self, runner: Runner) -> None:
@@ -57,7 +57,7 @@ class ReportHook(Hook):
             if any(kind.__name__ == 'CocoMetric' for kind in type(metric).mro()):
                 watch_classes(metric)
         ignored = next((metric.ignore_index for metric in evaluator.metrics if hasattr(metric, 'ignore_index')), 255)
-        collector = ImageCollector(self.pictures, self.score_thr, self.iou_thr, ignored)
+        collector = ImageCollector(self.images, self.score_thr, self.iou_thr, ignored)
         collector.dataset_meta = meta
         evaluator.metrics.append(collector)
         self._collectors[id(evaluator)] = collector

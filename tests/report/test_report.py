@@ -224,7 +224,7 @@ def test_ap_per_class_of_boxes_and_masks_is_kept_apart(tmp_path):
 
 
 def test_hook_refuses_arguments_out_of_range():
-    for wrong in (dict(pictures=0), dict(score_thr=2), dict(iou_thr=-1)):
+    for wrong in (dict(images=0), dict(score_thr=2), dict(iou_thr=-1)):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ReportHook(**wrong)
 
