@@ -90,7 +90,7 @@ class _Results:
         if row is not None and row['status'] == 'measured' and (job.missing or row['settings'] == job.settings):
             self._rows[name] = row  # a file that was deleted after its evaluation is not missing
         elif job.missing:
-            self._rows[name] = dict(status='missing', reason='; '.join(job.missing))
+            self._rows[name] = dict(status='missing', reason='; '.join(job.missing), parts=job.missing)
         elif fault := job.damaged or other_training(self._folder, job):
             self._rows[name] = dict(status='failed', reason=fault)
         return name in self._rows

@@ -68,5 +68,6 @@ def reasons(found: Iterable[tuple[PublishedWeights, Mapping]], status: str) -> s
     aliases: dict[str, list[str]] = {}
     for weights, row in found:
         if row['status'] == status:
-            aliases.setdefault(row['reason'], []).append(weights.alias)
+            for reason in row.get('parts', [row['reason']]):  # data is missing for many, weights for each by itself
+                aliases.setdefault(reason, []).append(weights.alias)
     return '\n'.join(f'- {", ".join(names)}: {reason}' for reason, names in aliases.items())

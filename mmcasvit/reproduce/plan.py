@@ -192,5 +192,5 @@ def _find(weights: PublishedWeights, folder: Path | None, trust: bool, download:
     if not download and not weights.file.is_file():
         command = f'python -m mmcasvit weights get {weights.alias}'
         by_hand = f'download {weights.address} with a browser, and save it as {weights.file}'
-        raise UsageError(f'{weights.alias} is not there: {command if weights in list_published() else by_hand}')
+        raise UsageError(f'its file is not there: {command if weights in list_published() else by_hand}')
     return weights.get(trust)
