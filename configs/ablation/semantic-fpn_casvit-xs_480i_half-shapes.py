@@ -19,8 +19,6 @@ model = dict(data_preprocessor=dict(size=(64, 96)))
 train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-# At 4e-3 the separable mixer reached 27 to 57 mIoU depending on the seed.
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', power=0.9, begin=20, end=iterations, eta_min=0.0, by_epoch=False),
