@@ -26,7 +26,7 @@ from mmcasvit.utils.timing import cores
 # Room for scratch space of libraries and for images that are larger than those of the measurement.
 _SLACK = 1.2
 # Images and most seconds of the steps that are timed. Two steps are made in any case, since the first one prepares.
-_IMAGES, _SECONDS = 4, 10
+_IMAGES, _SECONDS = 4, 2
 
 
 @dataclass
