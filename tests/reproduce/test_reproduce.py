@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -186,9 +187,13 @@ def test_an_interruption_ends_what_is_running(folder):
             time.sleep(0.01)
         os.kill(os.getpid(), 2)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        measure(job('a', metrics={'coco/bbox_mAP': 0.374}), job('b', hang=True))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            measure(job('a', metrics={'coco/bbox_mAP': 0.374}), job('b', hang=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path('hanging').read_text()), 0)
     assert '| a | box AP | 37.4 | 37.40 |' in Path('out/evaluated.md').read_text()
