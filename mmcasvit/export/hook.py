@@ -1,10 +1,9 @@
 """Hooks that evaluate a model as it will be run: exported, or in fp16."""
 
-from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from torch import nn
 
+from mmcasvit.engine.hooks.deploy import OtherFormHook
 from mmcasvit.models.deploy import deploy
 from mmcasvit.registry import HOOKS
 from mmcasvit.utils.errors import UsageError
@@ -15,41 +14,27 @@ from .half import simulate_half
 
 
 @HOOKS.register_module()
-class ExportedHook(Hook):
+class ExportedHook(OtherFormHook):
     """Hook that evaluates an exported model with the metrics of the config.
 
     Args:
         file: File written by ``tools/export.py``.
     """
 
-    priority = 'LOWEST'
-
     def __init__(self, file: str):
         self.exported = load_exported(file)
 
-    def before_test_epoch(self, runner: Runner) -> None:
-        self.original = runner.model
-        if is_model_wrapper(runner.model):
+    def form_of(self, model: nn.Module) -> tuple[nn.Module, str]:
+        if is_model_wrapper(model):
             raise UsageError('--exported: an exported model is evaluated by one process, not by several.')
-        runner.model = substitute(runner.model, self.exported)
-        print_log(f'testing {self.exported.path}: {self.exported.signature}', logger='current')
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        runner.model = self.original
+        return substitute(model, self.exported), f'{self.exported.path}: {self.exported.signature}'
 
 
 @HOOKS.register_module()
-class SimulatedHalfHook(Hook):
+class SimulatedHalfHook(OtherFormHook):
     """Hook that evaluates the deploy form of the model in simulated fp16, see :func:`.half.simulate_half`."""
 
-    priority = 'LOWEST'
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self.original = runner.model
-        if is_model_wrapper(runner.model):
+    def form_of(self, model: nn.Module) -> tuple[nn.Module, str]:
+        if is_model_wrapper(model):
             raise UsageError('--simulate-fp16: fp16 is simulated by one process, not by several.')
-        runner.model = simulate_half(deploy(runner.model))
-        print_log('testing with the deploy form of the model in simulated fp16', logger='current')
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        runner.model = self.original
+        return simulate_half(deploy(model)), 'with the deploy form of the model in simulated fp16'

@@ -12,23 +12,34 @@ from mmcasvit.models.deploy import deploy
 from mmcasvit.registry import HOOKS
 
 
+class OtherFormHook(Hook):
+    """Hook that tests another form of the model, and puts the model back afterwards."""
+
+    priority = 'LOWEST'
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self.original = runner.model
+        runner.model, form = self.form_of(runner.model)
+        print_log(f'testing {form}', logger='current')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        runner.model = self.original
+
+    def form_of(self, model: nn.Module) -> tuple[nn.Module, str]:
+        """Return the form to test, and what the log calls it."""
+        raise NotImplementedError
+
+
 @HOOKS.register_module()
-class DeployHook(Hook):
+class DeployHook(OtherFormHook):
     """Hook that tests with the deploy form of the model.
 
     The deploy form is made when testing begins, from the weights under test: those of a checkpoint, or their moving
     average if another hook puts it in place.
     """
 
-    priority = 'LOWEST'
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self.original = runner.model
-        runner.model = self._deployed(runner.model)
-        print_log('testing with the deploy form of the model', logger='current')
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        runner.model = self.original
+    def form_of(self, model: nn.Module) -> tuple[nn.Module, str]:
+        return self._deployed(model), 'with the deploy form of the model'
 
     def _deployed(self, model: nn.Module) -> nn.Module:
         if not (is_model_wrapper(model) or isinstance(model, BaseTTAModel)):
