@@ -11,24 +11,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from mmcasvit.utils.plots import COLORS, STYLE
+
 from .published import METRICS, PUBLISHED
 
 CASVIT_FAMILY = ('xs', 's', 'm', 't')
-_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
-_STYLE = {
-    'font.size': 9,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.axisbelow': True,
-    'grid.color': '#dddddd',
-    'legend.frameon': False,
-}
+_COLORS = (*COLORS[:6], '#000000')
 
 
 @contextmanager
 def _figure(path: str | Path, title: str = '', **settings) -> Iterator[Figure]:
     """Yield an empty figure and write it to a file at the end."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(**settings)
         yield figure
         if title:

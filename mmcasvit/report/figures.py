@@ -10,21 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555', '#000000')
+from mmcasvit.utils.plots import COLORS, STYLE
+
 _MAX_ANNOTATED = 16  # number of classes up to which the cells of a confusion matrix show their values
 _MAX_DIFFERENCES = 40  # classes, of which the lowest and the highest differences are drawn
 # Not pyplot, since the process that writes a report may have windows and settings of its own.
-_styled = rc_context(
-    {
-        'font.size': 9,
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'axes.axisbelow': True,
-        'grid.color': '#dddddd',
-        'legend.frameon': False,
-        'text.parse_math': False,
-    }
-)
+_styled = rc_context(STYLE | {'text.parse_math': False})
 
 
 def _png(figure: Figure) -> bytes:
@@ -109,8 +100,8 @@ def _panels(
                 steps,
                 values,
                 marker='o' if len(steps) < 30 else '',
-                color=_COLORS[number % len(_COLORS)],
-                linestyle=('-', '--', '-.')[number // len(_COLORS) % 3],
+                color=COLORS[number % len(COLORS)],
+                linestyle=('-', '--', '-.')[number // len(COLORS) % 3],
                 markersize=3,
                 linewidth=1.2,
                 label=name,
@@ -180,8 +171,8 @@ def plot_scores(scores: Sequence[float]) -> bytes:
     """Plot a histogram of image scores."""
     figure = Figure(figsize=(6, 2.2), layout='constrained')
     axes = figure.subplots()
-    axes.hist(scores, bins=np.linspace(0, 1, 21), color=_COLORS[0], edgecolor='white')
-    axes.axvline(float(np.mean(scores)), color=_COLORS[1], label=f'mean {np.mean(scores):.3f}')
+    axes.hist(scores, bins=np.linspace(0, 1, 21), color=COLORS[0], edgecolor='white')
+    axes.axvline(float(np.mean(scores)), color=COLORS[1], label=f'mean {np.mean(scores):.3f}')
     axes.set_xlim(0, 1)
     axes.set_xlabel('score')
     axes.set_ylabel('images')
@@ -205,7 +196,7 @@ def plot_phases(runs: Mapping[str, Mapping[str, int]]) -> bytes:
     left = np.zeros(len(runs))
     for number, phase in enumerate(phases):
         widths = np.array([seconds.get(phase, 0) / length for seconds in runs.values()])
-        axes.barh(range(len(runs)), widths, left=left, color=_COLORS[number % len(_COLORS)], label=phase, height=0.7)
+        axes.barh(range(len(runs)), widths, left=left, color=COLORS[number % len(COLORS)], label=phase, height=0.7)
         left += widths
     axes.set_yticks(range(len(runs)), list(runs))
     axes.invert_yaxis()
@@ -229,7 +220,7 @@ def plot_differences(differences: Mapping[str, tuple[float, float, float]]) -> b
     axes = figure.add_subplot()
     for place, name in enumerate(names):
         value, low, high = differences[name]
-        color = _COLORS[0] if low > 0 else _COLORS[1] if high < 0 else '#999999'
+        color = COLORS[0] if low > 0 else COLORS[1] if high < 0 else '#999999'
         axes.plot([low, high], [place, place], color=color, linewidth=1.5)
         axes.plot(value, place, 'o', color=color, markersize=4)
     axes.axvline(0, color='#222222', linewidth=0.8)

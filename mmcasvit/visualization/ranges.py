@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mmcasvit.export.half import LARGEST, NetworkMode, attach
+from mmcasvit.utils.plots import COLORS
 from mmcasvit.utils.tables import markdown
 
 from .predictions import batch_of
 
-_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555')
+_COLORS = COLORS[:7]
 
 
 class _Extremes(NetworkMode):
