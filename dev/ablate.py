@@ -22,6 +22,7 @@ from mmcasvit.benchmark.memory import peak_memory
 from mmcasvit.benchmark.plots import plot_seeds
 from mmcasvit.benchmark.variants import Variant
 from mmcasvit.cli import add_config_options, exits_cleanly
+from mmcasvit.engine.hooks.stage_health import PREFIX
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.tables import markdown, write_csv
 from mmcasvit.utils.timing import Timer, interleave, machine, spread
@@ -132,7 +133,7 @@ def train(config, seed):
         for file in sorted(folder.glob('*/vis_data/scalars.json'))
         for line in file.read_text().splitlines()
     ]
-    validations = [entry for entry in entries if not any(key == 'lr' or key.startswith('stages/') for key in entry)]
+    validations = [entry for entry in entries if not any(key == 'lr' or key.startswith(PREFIX) for key in entry)]
     if not validations:
         raise UsageError(f'{config} was trained but never evaluated: its train_cfg.val_interval is too long.')
     result = validations[-1]

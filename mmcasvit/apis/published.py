@@ -81,7 +81,7 @@ def list_published(index: Path | None = None) -> tuple[PublishedWeights, ...]:
             PublishedWeights(
                 model['Alias'],
                 model['Name'],
-                _beside(file, model['Config']) if index else model['Config'],
+                _next_to(file, model['Config']) if index else model['Config'],
                 model['Weights'],
                 {metric: value for result in model['Results'] for metric, value in result['Metrics'].items()},
                 model.get('Metadata', {}).get('Starts From'),
@@ -97,7 +97,7 @@ def list_published(index: Path | None = None) -> tuple[PublishedWeights, ...]:
         ) from error
 
 
-def _beside(index: Path, config: str) -> str:
+def _next_to(index: Path, config: str) -> str:
     """Return the path of a config next to an index, or the path as it is if there is none."""
     file = index.parent.resolve() / config
     return str(file) if file.is_file() else config

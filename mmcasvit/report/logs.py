@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mmcasvit.engine.hooks.stage_health import PREFIX
 from mmcasvit.utils.errors import UsageError
 
 _STAMP = re.compile(r'\d{8}_\d{6}')
@@ -19,7 +20,6 @@ _RESUMED = re.compile(r'resumed epoch: (\d+), iter: (\d+)')
 _PHASES = dict(train='training', val='validation', test='test')
 # Logged scalars that are not curves.
 _CLOCKS = ('time', 'data_time', 'memory', 'epoch', 'iter', 'step')
-_OF_STAGES = 'stages/'  # prefix of what StageHealthHook logs
 
 
 @dataclass
@@ -84,7 +84,7 @@ def _read_run(folder: Path) -> Run:
         step, numbers = entry.get('step'), _numbers(entry)
         if not isinstance(step, int):
             continue
-        if any(name.startswith(_OF_STAGES) for name in numbers):
+        if any(name.startswith(PREFIX) for name in numbers):
             run.stages[step] = numbers
         elif 'lr' in entry or 'loss' in entry:
             run.training[step] = numbers

@@ -14,6 +14,7 @@ from mmcasvit.models.casvit import CASViT
 from mmcasvit.models.wrappers import unwrap
 from mmcasvit.registry import HOOKS
 
+PREFIX = 'stages/'  # of the names of the scalars
 # Variance below which a norm no longer restores a channel: PyTorch's eps.
 EPS = 1e-5
 REMEDY = (
@@ -53,8 +54,8 @@ class StageHealthHook(Hook):
 
     Args:
         interval: Number of iterations between two measurements.
-        dead: Share of dead channels, in a map or in the running variances of a norm, from which on a stage is dying.
-        ratio: ``variance_ratio`` from which on a stage has outgrown its norms.
+        dead: Share of dead channels, in a map or in the running variances of a norm, at which a stage counts as dying.
+        ratio: ``variance_ratio`` at which a stage counts as having outgrown its norms.
 
     Raises:
         ValueError: An argument is out of range.
@@ -129,13 +130,13 @@ class StageHealthHook(Hook):
             found = [(ratio, flat) for place, ratio, flat in self._norms.values() if place == size]
             dead = float((variance < EPS).float().mean())
             scalars |= {
-                f'stages/spread_{stage + 1}': float(variance.sqrt().median()),
-                f'stages/dead_channels_{stage + 1}': dead,
+                f'{PREFIX}spread_{stage + 1}': float(variance.sqrt().median()),
+                f'{PREFIX}dead_channels_{stage + 1}': dead,
             }
             ratio = flat = 0.0
             if found:
                 ratio, flat = (float(torch.stack(parts).max()) for parts in zip(*found))
-                scalars[f'stages/variance_ratio_{stage + 1}'] = ratio
+                scalars[f'{PREFIX}variance_ratio_{stage + 1}'] = ratio
             self._judge(stage, max(dead, flat), ratio, runner)
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
