@@ -46,7 +46,7 @@ def run_forked(function: Callable, *args: Any, seconds: float = 20, megabytes: f
         process = os.fork()
         if not process:
             _call(function, args, output, answer, seconds)
-        status, usage, exceeded = _watch(process, began + seconds, size + megabytes)
+        status, peak, exceeded = _watch(process, began + seconds, size + megabytes)
         output.seek(0)
         answer.seek(0)
         return End(
@@ -54,7 +54,7 @@ def run_forked(function: Callable, *args: Any, seconds: float = 20, megabytes: f
             result=pickle.load(answer) if not status and not exceeded else None,  # this file's own process wrote it
             output=output.read().decode(errors='replace'),
             seconds=time.monotonic() - began,
-            megabytes=max(0, usage.ru_maxrss / 1024 - size),
+            megabytes=max(0, peak - size),
             exceeded=exceeded,
         )
 
@@ -88,17 +88,19 @@ def _call(function, args, output, answer, seconds) -> None:
 
 
 def _watch(process: int, deadline: float, megabytes: float) -> tuple:
-    """Wait for a process, kill it beyond a bound, and return its wait status, its usage, and the bound."""
-    exceeded = ''
+    """Wait for a process, kill it beyond a bound, and return its wait status, its peak in megabytes, and the bound."""
+    exceeded, peak = '', 0.0
     while True:
         ended, status, usage = os.wait4(process, os.WNOHANG)
         if ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGKILL)  # workers that it left behind
-            return status, usage, exceeded
+            # The kernel keeps both counts approximately, so its own peak may lie below a size that was seen.
+            return status, max(peak, usage.ru_maxrss / 1024), exceeded
+        peak = max(peak, _resident(process))
         if time.monotonic() > deadline:
             exceeded = 'time'
-        elif _resident(process) > megabytes:
+        elif peak > megabytes:
             exceeded = 'memory'
         if exceeded:
             with contextlib.suppress(ProcessLookupError):
