@@ -93,9 +93,9 @@ def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Mo
     contiguous maps (see :class:`mmcasvit.ChannelsLastHook`).
 
     On a CPU without a compiler, the backbone computes matrix products and overwrites maps that are not needed any more.
-    Under ``torch.jit.trace``, ``torch.export`` and autocast it consists of plain convolutions, and under
-    ``torch.compile`` of these and a custom operator. ``torch.jit.script`` gets a trace. Deploy in full precision and
-    convert afterwards: ``deploy(model).bfloat16()``.
+    Under ``torch.jit.trace``, ``torch.export`` and autocast it consists of plain convolutions. Under ``torch.compile``
+    on a CPU, a stage in fp32 or bf16 is a single operator, which is compiled from C++ the first time.
+    ``torch.jit.script`` gets a trace. Deploy in full precision and convert afterwards: ``deploy(model).bfloat16()``.
 
     Args:
         model: A :class:`mmcasvit.CASViT`, or a detector, segmentor or classifier that contains one. It is left as it
@@ -149,4 +149,7 @@ def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Mo
             read(memo[id(lateral)].conv, factors[memo[id(backbone)]][stage])
     deployed.requires_grad_(False)
     to_channels_last(deployed)
+    for backbone in memo.values():
+        if isinstance(backbone, DeployedCASViT):
+            backbone.arrange()
     return deployed

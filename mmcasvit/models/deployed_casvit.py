@@ -6,12 +6,14 @@ The file reads: operations on a CPU, the layers of the deploy form, the backbone
 import copy
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from . import native
 from .casvit import AdditiveTokenMixer, CASViT, CASViTBlock, ChannelGate, SpatialGate
 from .folding import (
     affine_of,
@@ -95,12 +97,11 @@ def _multiply_into(total: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor |
 def _add_mlp(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None, approximate: str
 ) -> None:
-    """Add to a map in channels_last format, in place, the output of two 1x1 convolutions with GELU between them.
+    """Add to pixels ``(M, C)``, in place, the output of two matrix products with GELU between them.
 
-    It is computed for a few pixels at a time, so that the values between the convolutions stay in the caches.
+    It is computed for a few pixels at a time, so that the values between the products stay in the caches.
     """
-    weight1, weight2 = weight1.flatten(1), weight2.flatten(1)
-    for pixels in _pixels(x).split(PIXELS_PER_THREAD * torch.get_num_threads()):
+    for pixels in x.split(PIXELS_PER_THREAD * torch.get_num_threads()):
         if x.dtype == torch.float32 and _fuses_gelu():
             expanded = torch.ops.mkldnn._linear_pointwise(pixels, weight1, bias1, 'gelu', [], approximate)
         else:
@@ -108,22 +109,61 @@ def _add_mlp(
         _multiply_into(pixels, expanded, weight2, bias2)
 
 
-@torch.library.custom_op('mmcasvit::with_mlp', mutates_args=())
-def _with_mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor | None, approximate: str
-) -> Tensor:
-    """Return the result of :func:`_add_mlp` as a new map.
+@torch.compiler.assume_constant_result
+def _has_native_blocks() -> bool:
+    return native.is_available()
 
-    A single operator, because the compiler would write and read the whole map between the two convolutions.
+
+def _native_block(x: Tensor, weights: Sequence[Any], shape: Sequence[int], approximate: str) -> None:
+    """Compute a block in place in bf16, with the depthwise convolutions and gates in C++.
+
+    Args:
+        x: Pixels ``(N * H * W, C)``.
+        weights: As :meth:`DeployedBlock.weights` returns them.
+        shape: N, H, W and C.
+        approximate: That of GELU.
+    """
+    local, local_bias, depthwise, depthwise_bias, local_proj, query_key, query_key_bias, value, value_bias = weights[:9]
+    mixer, (fc1, fc1_bias, fc2, fc2_bias) = weights[9:16], weights[16:]
+    hidden = native.depthwise_gelu(
+        F.linear(x, local.t(), local_bias), depthwise.float(), depthwise_bias.float(), shape, approximate == 'tanh'
+    )
+    _multiply_into(x, hidden, local_proj.t(), None)
+    query_key, value = F.linear(x, query_key.t(), query_key_bias), F.linear(x, value.t(), value_bias)
+    native.add_mixed(x, query_key, value, [weight.float() for weight in mixer], shape)
+    _add_mlp(x, fc1.t(), fc1_bias, fc2.t(), fc2_bias, approximate)
+
+
+@torch.library.custom_op('mmcasvit::stage', mutates_args=())
+def _stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> Tensor:
+    """Return the output of a stage, computed in C++.
+
+    Args:
+        x: ``(N, C, H, W)``, in fp32 or bf16.
+        weights: Those of all blocks in turn, as :meth:`DeployedBlock.weights` returns them.
+        approximate: That of GELU.
     """
     x = x.clone(memory_format=torch.channels_last)
-    _add_mlp(x, weight1, bias1, weight2, bias2, approximate)
+    pixels, shape = _pixels(x), (x.shape[0], *x.shape[2:], x.shape[1])
+    per_block = [weights[i : i + native.WEIGHTS] for i in range(0, len(weights), native.WEIGHTS)]
+    if x.dtype == torch.float32:
+        buffers = torch.empty_like(pixels), pixels.new_empty(len(pixels), 2 * x.shape[1]), torch.empty_like(pixels)
+    for block in per_block:
+        if x.dtype == torch.float32:
+            native.block(pixels, buffers, block, shape, approximate == 'tanh')
+        else:
+            _native_block(pixels, block, shape, approximate)
     return x
 
 
-@_with_mlp.register_fake
-def _(x, weight1, bias1, weight2, bias2, approximate):
+@_stage.register_fake
+def _(x, weights, approximate):
     return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _by_input(conv: nn.Conv2d) -> Tensor:
+    """Return the weight ``(C_out, C_in, ...)`` of a convolution as ``(C_in * ..., C_out)``."""
+    return conv.weight.flatten(1).t().contiguous()
 
 
 class Pointwise(nn.Conv2d):
@@ -157,11 +197,7 @@ class SpatialGates(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.depthwise(x).relu_()
-        if not _is_compiled_for_cpu(x):
-            return self.proj(x).sigmoid().chunk(2, 1)
-        # The compiler fuses this with the operations before and after.
-        maps, (query, key) = x.chunk(2, 1), self.proj.weight.chunk(2, 1)
-        return tuple((map * weight).sum(1, keepdim=True).sigmoid() for map, weight in zip(maps, (query[:1], key[1:])))
+        return self.proj(x).sigmoid().chunk(2, 1)
 
 
 class DeployedBlock(nn.Module):
@@ -226,8 +262,6 @@ class DeployedBlock(nn.Module):
             return self.overwrite(x)
         x = x + self.local_proj(self.local(x))
         x = x + self.mix(x)
-        if _is_compiled_for_cpu(x) and self.has_gelu and x.shape[0] * x.shape[2] * x.shape[3] > 2 * PIXELS_PER_THREAD:
-            return _with_mlp(x, *self.mlp_parameters())
         return x + self.fc2(self.act(self.fc1(x)))
 
     def overwrite(self, x: Tensor) -> Tensor:
@@ -236,13 +270,28 @@ class DeployedBlock(nn.Module):
         _multiply_into(_pixels(x), _pixels(local), self.local_proj.weight.flatten(1), self.local_proj.bias)
         x.add_(self.mix(x))
         if self.has_gelu:
-            _add_mlp(x, *self.mlp_parameters())
+            fc1, fc2 = self.fc1, self.fc2
+            _add_mlp(_pixels(x), fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, self.act.approximate)
         else:
             x.add_(self.fc2(self.act(self.fc1(x))))
         return x
 
-    def mlp_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, str]:
-        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.act.approximate
+    def weights(self) -> list[Tensor | None]:
+        """Return the weights in the order of the struct ``Block`` of ``block.cpp``.
+
+        Those of 1x1 convolutions are ``(C_in, C_out)``, those of depthwise ones ``(9, C)``.
+        """
+        local, depthwise, _ = self.local
+        gates, channel_gate = self.spatial_gates, self.channel_gate[0]
+        return [
+            *(parameter for conv in (local, depthwise) for parameter in (_by_input(conv), conv.bias)),
+            _by_input(self.local_proj),
+            *(parameter for conv in (self.query_key, self.value) for parameter in (_by_input(conv), conv.bias)),
+            *(_by_input(gates.depthwise), gates.depthwise.bias),
+            *(conv.weight.flatten(1).contiguous() for conv in (gates.proj, channel_gate)),
+            *(_by_input(self.dwc), self.dwc.bias, _by_input(self.proj)),
+            *(parameter for conv in (self.fc1, self.fc2) for parameter in (_by_input(conv), conv.bias)),
+        ]
 
 
 class DeployedStage(nn.Sequential):
@@ -262,6 +311,14 @@ class DeployedStage(nn.Sequential):
         return cls(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (
+            _is_compiled_for_cpu(x)
+            and x.dtype in native.DTYPES
+            and x.shape[1] >= native.LANES
+            and all(block.has_gelu for block in self)
+            and _has_native_blocks()
+        ):
+            return _stage(x, [weight for block in self for weight in block.weights()], self[0].act.approximate)
         return super().forward(x.contiguous(memory_format=torch.channels_last))
 
 
@@ -368,6 +425,13 @@ class DeployedCASViT(nn.Module):
                 norm = nn.Identity()
             self.output_norms.append(Affine(*affine_of(norm)) if is_affine(norm) else norm)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Store the weights of 1x1 convolutions in the order that the blocks in C++ read. The others read any order."""
+        for part in self.modules():
+            if isinstance(part, Pointwise):
+                part.weight.data = _by_input(part).t().unflatten(1, part.weight.shape[1:])
 
     def train(self, mode: bool = True) -> 'DeployedCASViT':
         """Refuse training mode, because norms that are folded away cannot be learned.

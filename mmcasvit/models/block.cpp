@@ -1,0 +1,508 @@
+// A block of CAS-ViT in its deploy form, for torch.compile on a CPU: see native.py.
+//
+// PyTorch runs each step over the map by itself, so that in a block the map passes the memory up to 20 times, for little
+// arithmetic. Here, several steps are computed for a few rows of the image at a time, which stay in the caches between
+// them. Maps are in channels_last format, (N, H, W, C). Channels are computed LANES at a time; where their number is no
+// multiple of that, the last lanes overlap those before.
+//
+// In fp32 the 1x1 convolutions are part of this. In bf16 they are left to PyTorch, which has instructions for them, and
+// what lies between them is computed in fp32.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads() { return 1; }
+#endif
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int LANES = 16, TILE_ROWS = 8, TILE_VECTORS = 3;  // of 32 registers, 24 hold sums
+#else
+constexpr int LANES = 8, TILE_ROWS = 6, TILE_VECTORS = 2;  // of 16 registers, 12 hold sums
+#endif
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+inline Floats load(const BFloat16* from) {
+  Halves x;
+  std::memcpy(&x, from, sizeof x);
+  Words bits = __builtin_convertvector(x, Words) << 16;
+  return (Floats)bits;
+}
+
+inline void store(BFloat16* to, Floats x) {  // rounds to nearest, ties to even
+  Words bits = (Words)x;
+  bits += 0x7fff + ((bits >> 16) & 1);
+  Halves upper = __builtin_convertvector(bits >> 16, Halves);
+  std::memcpy(to, &upper, sizeof upper);
+}
+
+inline Floats all(float x) { return x - Floats{}; }
+
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+// 1 / x to within two units in the last place. Dividing takes several times as long.
+inline Floats inverse(Floats x) {
+#ifdef __AVX512F__
+  const Floats guess = _mm512_rcp14_ps(x);
+  return guess * (2.f - x * guess);
+#else
+  return 1.f / x;
+#endif
+}
+
+// The exponential, for x up to 80. Below -80 it is that of -80, since smaller results would be slow: denormal.
+inline Floats exponential(Floats x) {
+  const Floats shift = all(12582912.f);  // adding 1.5 * 2^23 rounds to a whole number, in the lowest bits of the sum
+  const Floats power = maximum(x, all(-80.f)) * 1.44269504f, sum = power + shift, rest = power - (sum - shift);
+  Floats result = all(1.5403530e-4f);  // Taylor series of 2^rest, rest between -0.5 and 0.5
+  result = result * rest + 1.3333558e-3f;
+  result = result * rest + 9.6181291e-3f;
+  result = result * rest + 5.5504109e-2f;
+  result = result * rest + 2.4022651e-1f;
+  result = result * rest + 6.9314718e-1f;
+  result = result * rest + 1.f;
+  return (Floats)((Ints)result + ((Ints)sum << 23));
+}
+
+inline Floats sigmoid(Floats x) { return inverse(1.f + exponential(x < -80.f ? all(80.f) : -x)); }
+
+// GELU by the error function (Abramowitz and Stegun, 7.1.26, off by at most 1.5e-7), or by its tanh approximation.
+template <bool TANH>
+inline Floats gelu(Floats x) {
+  if (TANH) return x * sigmoid(2.f * 0.7978845608f * (x + 0.044715f * x * x * x));
+  const Floats size = (Floats)((Ints)x & 0x7fffffff);
+  const Floats t = inverse(1.f + 0.3275911f * 0.70710678f * size);
+  Floats tail = all(0.5f * 1.061405429f);  // of the normal distribution, beyond |x|
+  tail = tail * t - 0.5f * 1.453152027f;
+  tail = tail * t + 0.5f * 1.421413741f;
+  tail = tail * t - 0.5f * 0.284496736f;
+  tail = tail * t + 0.5f * 0.254829592f;
+  tail *= t * exponential(-0.5f * x * x);
+  return x * (x < 0.f ? tail : 1.f - tail);
+}
+
+// Where each group of lanes begins; the last one overlaps the one before.
+inline int64_t first_of(int64_t group, int64_t channels) { return std::min(group * LANES, channels - LANES); }
+
+inline int64_t groups_of(int64_t channels) { return (channels + LANES - 1) / LANES; }
+
+// Calls finish(column, sum) with the sums of a 3x3 depthwise convolution at each column of a row. The rows above and
+// below are null outside of the map. `step` is the distance of two columns.
+template <typename T, typename Finish>
+inline void convolve_row(const T* above, const T* middle, const T* below, int64_t width, int64_t step,
+                         const float* weight, int64_t channels, Floats bias, Finish finish) {
+  Floats w[9];
+  for (int i = 0; i < 9; ++i) w[i] = load(weight + i * channels);
+  const Floats zero = {};
+  Floats left[3] = {zero, zero, zero}, here[3], right[3];
+  here[0] = above ? load(above) : zero;
+  here[1] = load(middle);
+  here[2] = below ? load(below) : zero;
+  for (int64_t column = 0; column < width; ++column) {
+    if (column + 1 < width) {
+      const int64_t next = (column + 1) * step;
+      right[0] = above ? load(above + next) : zero;
+      right[1] = load(middle + next);
+      right[2] = below ? load(below + next) : zero;
+    } else {
+      right[0] = right[1] = right[2] = zero;
+    }
+    Floats sum = bias, other = left[1] * w[3];  // two chains, so that one need not wait for the other
+    sum += left[0] * w[0];
+    other += here[1] * w[4];
+    sum += here[0] * w[1];
+    other += right[1] * w[5];
+    sum += right[0] * w[2];
+    other += left[2] * w[6];
+    sum += here[2] * w[7];
+    other += right[2] * w[8];
+    finish(column, sum + other);
+    for (int i = 0; i < 3; ++i) left[i] = here[i], here[i] = right[i];
+  }
+}
+
+// Calls finish(row, column, sum) with LANES sums at a time of the product of `a`, (rows, inner), and `weight`,
+// (inner, outputs), plus the bias if there is one. With ADDS, columns that are computed twice come as 0 the second time.
+template <int ROWS_AT_ONCE, int VECTORS, typename Finish>
+inline void product_tile(const float* a, int64_t inner, const float* packed, const Floats* start, int64_t row,
+                         int64_t column, Finish finish) {
+  Floats sums[ROWS_AT_ONCE][VECTORS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS_AT_ONCE; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = start[v];
+  const float* from = a + row * inner;
+  for (int64_t k = 0; k < inner; ++k) {
+    Floats b[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) b[v] = load(packed + (k * VECTORS + v) * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS_AT_ONCE; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] += b[v] * from[r * inner + k];
+  }
+  for (int r = 0; r < ROWS_AT_ONCE; ++r)
+    for (int v = 0; v < VECTORS; ++v) finish(row + r, column + v * LANES, sums[r][v]);
+}
+
+template <bool ADDS, int VECTORS, typename Finish>
+void product_panel(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias,
+                   int64_t outputs, int64_t column, int64_t seen, std::vector<float>& packed, Finish finish) {
+  packed.resize(inner * VECTORS * LANES);
+  for (int64_t k = 0; k < inner; ++k)
+    for (int v = 0; v < VECTORS; ++v)
+      store(packed.data() + (k * VECTORS + v) * LANES, load(weight + k * outputs + column + v * LANES));
+  Floats start[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) start[v] = bias ? load(bias + column + v * LANES) : Floats{};
+  for (int64_t lane = 0; ADDS && lane < seen; ++lane) {
+    start[0][lane] = 0;
+    for (int64_t k = 0; k < inner; ++k) packed[k * VECTORS * LANES + lane] = 0;
+  }
+  int64_t row = 0;
+  for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
+    product_tile<TILE_ROWS, VECTORS>(a, inner, packed.data(), start, row, column, finish);
+  for (; row < rows; ++row) product_tile<1, VECTORS>(a, inner, packed.data(), start, row, column, finish);
+}
+
+template <bool ADDS, typename Finish>
+void product(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias, int64_t outputs,
+             std::vector<float>& packed, Finish finish) {
+  for (int64_t column = 0; column < outputs;) {
+    const int64_t left = outputs - column;
+    if (left >= TILE_VECTORS * LANES) {
+      product_panel<ADDS, TILE_VECTORS>(a, rows, inner, weight, bias, outputs, column, 0, packed, finish);
+      column += TILE_VECTORS * LANES;
+    } else if (left >= 2 * LANES) {
+      product_panel<ADDS, 2>(a, rows, inner, weight, bias, outputs, column, 0, packed, finish);
+      column += 2 * LANES;
+    } else {
+      const int64_t seen = std::max<int64_t>(LANES - left, 0);
+      product_panel<ADDS, 1>(a, rows, inner, weight, bias, outputs, column - seen, seen, packed, finish);
+      column += LANES;
+    }
+  }
+}
+
+// A map of one image, (height, width, channels). Rows outside of it are null.
+template <typename T>
+struct Map {
+  T* data;
+  int64_t height, width, channels;
+  T* row(int64_t y) const { return y < 0 || y >= height ? nullptr : data + y * width * channels; }
+};
+
+template <typename T>
+inline const T* at(const T* row, int64_t c) {
+  return row ? row + c : nullptr;
+}
+
+// Depthwise convolution and GELU of row y.
+template <bool TANH, typename T, typename Out>
+void depthwise_gelu_row(Map<const T> in, int64_t y, Out* out, const float* weight, const float* bias) {
+  const T *above = in.row(y - 1), *middle = in.row(y), *below = in.row(y + 1);
+  const int64_t channels = in.channels;
+  for (int64_t group = 0; group < groups_of(channels); ++group) {
+    const int64_t c = first_of(group, channels);
+    convolve_row(at(above, c), middle + c, at(below, c), in.width, channels, weight + c, channels, load(bias + c),
+                 [=](int64_t column, Floats sum) { store(out + column * channels + c, gelu<TANH>(sum)); });
+  }
+}
+
+// Weights of a token mixer. Those of the depthwise convolutions are (9, C); those of query stand before those of key.
+struct Mixer {
+  const float *gate_weight, *gate_bias;  // (9, 2C), (2C)
+  const float* gate_proj;                // (2, 2C), block diagonal
+  const float* channel_weight;           // (2C, C)
+  const float *dwc_weight, *dwc_bias;    // (9, C), (C)
+  const float* proj_weight;              // (9, C)
+};
+
+// The spatial gates of row y, (2, width), and the sums of the gated query and key, which are added to `sums`, (2C).
+template <typename T>
+void gate_row(Map<const T> query_key, int64_t y, const Mixer& mixer, float* gates, std::vector<Floats>& scores,
+              float* sums) {
+  const T *above = query_key.row(y - 1), *middle = query_key.row(y), *below = query_key.row(y + 1);
+  const int64_t step = query_key.channels, channels = step / 2, width = query_key.width;
+  for (int64_t part = 0; part < 2; ++part) {
+    scores.assign(width, Floats{});
+    Floats* score = scores.data();
+    for (int64_t group = 0; group < groups_of(channels); ++group) {
+      const int64_t first = first_of(group, channels), c = part * channels + first;
+      Floats proj = load(mixer.gate_proj + part * step + c);
+      for (int64_t lane = 0; lane < group * LANES - first; ++lane) proj[lane] = 0;  // counted already
+      convolve_row(at(above, c), middle + c, at(below, c), width, step, mixer.gate_weight + c, step,
+                   load(mixer.gate_bias + c),
+                   [=](int64_t column, Floats sum) { score[column] += maximum(sum, Floats{}) * proj; });
+    }
+    float* gate = gates + part * width;
+    for (int64_t column = 0; column < width; ++column) {
+      gate[column] = 0;
+      for (int lane = 0; lane < LANES; ++lane) gate[column] += score[column][lane];
+    }
+    int64_t column = 0;
+    for (; column + LANES <= width; column += LANES) store(gate + column, sigmoid(load(gate + column)));
+    for (; column < width; ++column) gate[column] = sigmoid(all(gate[column]))[0];
+    for (int64_t group = 0; group < groups_of(channels); ++group) {
+      const int64_t first = first_of(group, channels), c = part * channels + first;
+      Floats sum = {};
+      for (column = 0; column < width; ++column) sum += load(middle + column * step + c) * gate[column];
+      for (int64_t lane = group * LANES - first; lane < LANES; ++lane) sums[c + lane] += sum[lane];
+    }
+  }
+}
+
+// The factors of the channel gates, (2C), from the means of the gated query and key, (2C).
+void channel_gates(const float* means, const Mixer& mixer, int64_t channels, float* factors) {
+  for (int64_t c = 0; c < 2 * channels; ++c) {
+    const float *from = means + c / channels * channels, *weight = mixer.channel_weight + c * channels;
+    float sum = 0;
+    for (int64_t i = 0; i < channels; ++i) sum += weight[i] * from[i];
+    factors[c] = sigmoid(all(sum))[0];
+  }
+}
+
+// The last two depthwise convolutions of a token mixer, row by row. Of each map, three rows are kept: row y in place
+// y % 3.
+template <typename T>
+class MixedRows {
+ public:
+  MixedRows(Map<const T> query_key, Map<const T> value, const float* gates, const float* factors, const Mixer& mixer,
+            int64_t begin)
+      : query_key_(query_key), value_(value), gates_(gates), factors_(factors), mixer_(mixer),
+        row_(value.width * value.channels), added_(3 * row_), mixed_(3 * row_),
+        next_added_(std::max<int64_t>(begin - 2, 0)), next_mixed_(std::max<int64_t>(begin - 1, 0)) {}
+
+  // Adds row y of the output to a row of the map. Rows must be asked for in turn, from `begin` on.
+  void add_to(int64_t y, T* to) {
+    const int64_t last = value_.height - 1, channels = value_.channels;
+    for (; next_mixed_ <= std::min(y + 1, last); ++next_mixed_) {
+      for (; next_added_ <= std::min(next_mixed_ + 1, last); ++next_added_) add(next_added_);
+      convolve(next_mixed_);
+    }
+    for (int64_t group = 0; group < groups_of(channels); ++group) {
+      const int64_t c = first_of(group, channels), seen = group * LANES - c;
+      convolve_row(kept(mixed_, y - 1, c), kept(mixed_, y, c), kept(mixed_, y + 1, c), value_.width, channels,
+                   mixer_.proj_weight + c, channels, Floats{}, [=](int64_t column, Floats sum) {
+                     T* pixel = to + column * channels + c;
+                     for (int64_t lane = 0; lane < seen; ++lane) sum[lane] = 0;  // added already
+                     store(pixel, load(pixel) + sum);
+                   });
+    }
+  }
+
+ private:
+  const float* kept(const std::vector<float>& rows, int64_t y, int64_t c) const {
+    return y < 0 || y >= value_.height ? nullptr : rows.data() + y % 3 * row_ + c;
+  }
+
+  void add(int64_t y) {
+    const int64_t width = value_.width, channels = value_.channels;
+    const T* from = query_key_.row(y);
+    const float* gate = gates_ + y * 2 * width;
+    float* to = added_.data() + y % 3 * row_;
+    for (int64_t column = 0; column < width; ++column)
+      for (int64_t group = 0; group < groups_of(channels); ++group) {
+        const int64_t c = first_of(group, channels);
+        const T* pixel = from + column * 2 * channels + c;
+        const Floats query = load(pixel) * (load(factors_ + c) * gate[column]);
+        const Floats key = load(pixel + channels) * (load(factors_ + channels + c) * gate[width + column]);
+        store(to + column * channels + c, query + key);
+      }
+  }
+
+  void convolve(int64_t y) {
+    const int64_t channels = value_.channels;
+    for (int64_t group = 0; group < groups_of(channels); ++group) {
+      const int64_t c = first_of(group, channels);
+      const T* from = value_.row(y) + c;
+      float* to = mixed_.data() + y % 3 * row_ + c;
+      convolve_row(kept(added_, y - 1, c), kept(added_, y, c), kept(added_, y + 1, c), value_.width, channels,
+                   mixer_.dwc_weight + c, channels, load(mixer_.dwc_bias + c), [=](int64_t column, Floats sum) {
+                     store(to + column * channels, sum * load(from + column * channels));
+                   });
+    }
+  }
+
+  Map<const T> query_key_, value_;
+  const float *gates_, *factors_;
+  const Mixer& mixer_;
+  int64_t row_;
+  std::vector<float> added_, mixed_;
+  int64_t next_added_, next_mixed_;
+};
+
+// Splits the rows of each image into as many bands as there are threads.
+struct Bands {
+  Bands(int64_t images, int64_t height)
+      : images(images), height(height), each(std::min<int64_t>(omp_get_max_threads(), height)) {}
+  int64_t images, height, each;
+  int64_t count() const { return images * each; }
+  int64_t image(int64_t band) const { return band / each; }
+  int64_t begin(int64_t band) const { return height * (band % each) / each; }
+  int64_t end(int64_t band) const { return height * (band % each + 1) / each; }
+};
+
+// Applies the token mixer. finish(image, y, rows) may read and change the rows [y, y + rows) of x.
+template <typename T, typename Finish>
+void mix(T* x, const T* query_key, const T* value, const Mixer& mixer, int64_t images, int64_t height, int64_t width,
+         int64_t channels, int64_t rows_at_once, Finish finish) {
+  const int64_t pixels = height * width;
+  const Bands bands(images, height);
+  std::vector<float> gates(2 * images * pixels), sums(bands.count() * 2 * channels), factors(images * 2 * channels);
+  const auto query_key_of = [=](int64_t image) {
+    return Map<const T>{query_key + image * pixels * 2 * channels, height, width, 2 * channels};
+  };
+
+#pragma omp parallel for schedule(static)
+  for (int64_t band = 0; band < bands.count(); ++band) {
+    std::vector<Floats> scores;
+    for (int64_t y = bands.begin(band); y < bands.end(band); ++y)
+      gate_row(query_key_of(bands.image(band)), y, mixer, gates.data() + (bands.image(band) * height + y) * 2 * width,
+               scores, sums.data() + band * 2 * channels);
+  }
+
+  for (int64_t image = 0; image < images; ++image) {
+    std::vector<float> means(2 * channels);
+    for (int64_t band = image * bands.each; band < (image + 1) * bands.each; ++band)
+      for (int64_t c = 0; c < 2 * channels; ++c) means[c] += sums[band * 2 * channels + c] / pixels;
+    channel_gates(means.data(), mixer, channels, factors.data() + image * 2 * channels);
+  }
+
+#pragma omp parallel for schedule(static)
+  for (int64_t band = 0; band < bands.count(); ++band) {
+    const int64_t image = bands.image(band), begin = bands.begin(band), end = bands.end(band);
+    MixedRows<T> mixed(query_key_of(image), Map<const T>{value + image * pixels * channels, height, width, channels},
+                       gates.data() + image * 2 * pixels, factors.data() + image * 2 * channels, mixer, begin);
+    for (int64_t y = begin; y < end; y += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, end - y);
+      T* to = x + (image * height + y) * width * channels;
+      for (int64_t i = 0; i < rows; ++i) mixed.add_to(y + i, to + i * width * channels);
+      finish(image, y, rows);
+    }
+  }
+}
+
+// Weights of a block: those of 1x1 convolutions (C_in, C_out), those of depthwise ones (9, C).
+struct Block {
+  const float *local_weight, *local_bias;
+  const float *depthwise_weight, *depthwise_bias;
+  const float* local_proj;
+  const float *query_key_weight, *query_key_bias;
+  const float *value_weight, *value_bias;
+  Mixer mixer;
+  const float *fc1_weight, *fc1_bias;
+  const float *fc2_weight, *fc2_bias;  // the last one may be null
+};
+
+constexpr int64_t PIXELS = 128;  // that pass several steps together, if a row of the image is not longer
+
+template <bool TANH>
+void block(float* x, float* local, float* query_key, float* value, const Block& weights, int64_t images,
+           int64_t height, int64_t width, int64_t channels) {
+  const int64_t pixels = height * width, hidden = 4 * channels;
+  const int64_t rows_at_once = std::max<int64_t>(PIXELS / width, 1);
+
+#pragma omp parallel for schedule(static)
+  for (int64_t first = 0; first < images * pixels; first += PIXELS) {
+    std::vector<float> packed;
+    float* to = local + first * channels;
+    product<false>(x + first * channels, std::min(PIXELS, images * pixels - first), channels, weights.local_weight,
+                   weights.local_bias, channels, packed,
+                   [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
+  }
+
+  const Bands bands(images, height);
+#pragma omp parallel for schedule(static)
+  for (int64_t band = 0; band < bands.count(); ++band) {
+    const int64_t image = bands.image(band), end = bands.end(band);
+    const Map<const float> map{local + image * pixels * channels, height, width, channels};
+    std::vector<float> packed, activated(rows_at_once * width * channels);
+    for (int64_t y = bands.begin(band); y < end; y += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, end - y), first = (image * height + y) * width;
+      for (int64_t i = 0; i < rows; ++i)
+        depthwise_gelu_row<TANH>(map, y + i, activated.data() + i * width * channels, weights.depthwise_weight,
+                                 weights.depthwise_bias);
+      float* from = x + first * channels;
+      product<true>(activated.data(), rows * width, channels, weights.local_proj, nullptr, channels, packed,
+                    [=](int64_t row, int64_t column, Floats sum) {
+                      float* to = from + row * channels + column;
+                      store(to, load(to) + sum);
+                    });
+      float* to = query_key + first * 2 * channels;
+      product<false>(from, rows * width, channels, weights.query_key_weight, weights.query_key_bias, 2 * channels,
+                     packed, [=](int64_t row, int64_t column, Floats sum) {
+                       store(to + row * 2 * channels + column, sum);
+                     });
+      to = value + first * channels;
+      product<false>(from, rows * width, channels, weights.value_weight, weights.value_bias, channels, packed,
+                     [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
+    }
+  }
+
+  mix(x, query_key, value, weights.mixer, images, height, width, channels, rows_at_once,
+      [=](int64_t image, int64_t y, int64_t rows) {
+        float* from = x + (image * height + y) * width * channels;
+        std::vector<float> packed, expanded(rows * width * hidden);
+        float* between = expanded.data();
+        product<false>(from, rows * width, channels, weights.fc1_weight, weights.fc1_bias, hidden, packed,
+                       [=](int64_t row, int64_t column, Floats sum) {
+                         store(between + row * hidden + column, gelu<TANH>(sum));
+                       });
+        product<true>(between, rows * width, hidden, weights.fc2_weight, weights.fc2_bias, channels, packed,
+                      [=](int64_t row, int64_t column, Floats sum) {
+                        float* to = from + row * channels + column;
+                        store(to, load(to) + sum);
+                      });
+      });
+}
+
+}  // namespace
+
+extern "C" {
+
+void block_float32(float* x, float* local, float* query_key, float* value, const Block* weights, int64_t images,
+                   int64_t height, int64_t width, int64_t channels, int64_t tanh) {
+  (tanh ? block<true> : block<false>)(x, local, query_key, value, *weights, images, height, width, channels);
+}
+
+void depthwise_gelu_bfloat16(const BFloat16* in, BFloat16* out, const float* weight, const float* bias, int64_t images,
+                             int64_t height, int64_t width, int64_t channels, int64_t tanh) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < images * height; ++row) {
+    const Map<const BFloat16> map{in + row / height * height * width * channels, height, width, channels};
+    (tanh ? depthwise_gelu_row<true, BFloat16, BFloat16> : depthwise_gelu_row<false, BFloat16, BFloat16>)(
+        map, row % height, out + row * width * channels, weight, bias);
+  }
+}
+
+void mix_bfloat16(BFloat16* x, const BFloat16* query_key, const BFloat16* value, const Mixer* mixer, int64_t images,
+                  int64_t height, int64_t width, int64_t channels) {
+  mix(x, query_key, value, *mixer, images, height, width, channels, 1, [](int64_t, int64_t, int64_t) {});
+}
+
+}  // extern "C"

@@ -1,0 +1,137 @@
+"""A block of the deploy form in C++, compiled when ``torch.compile`` first meets one on a CPU.
+
+``block.cpp`` says what it computes and why that is faster. It needs a C++ compiler that has the vector types of GCC and
+Clang. ``torch.compile`` needs a compiler on a CPU as well; the eager deploy form does not.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.utils.cpp_extension import get_cxx_compiler
+
+SOURCE = Path(__file__).with_name('block.cpp')
+FLAGS = ['-O3', '-march=native', '-ffp-contract=fast', '-fopenmp', '-shared', '-fPIC', '-std=c++17']
+# Channels that are computed together, at most. A narrower map needs another form.
+LANES = 16
+WEIGHTS = 20  # of a block
+DTYPES = (torch.float32, torch.bfloat16)
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Mixer(ctypes.Structure):
+    _fields_ = [(f'weight{i}', _POINTER) for i in range(7)]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [(f'weight{i}', _POINTER) for i in range(WEIGHTS)]
+
+
+def _cache_folder() -> Path:
+    """Return the folder for compiled files of this user, which ``TORCH_EXTENSIONS_DIR`` moves, as for PyTorch's own."""
+    root = os.environ.get('TORCH_EXTENSIONS_DIR') or Path.home() / '.cache' / 'torch_extensions'
+    return Path(root) / 'mmcasvit'
+
+
+def _processor() -> str:
+    """Return what this machine can do: a home directory may be shared by machines with other instructions."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    return platform.machine() + next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+
+
+def _compiled() -> Path:
+    """Compile ``block.cpp`` unless that was done before, and return the file."""
+    command = [get_cxx_compiler(), *FLAGS]
+    key = hashlib.sha256(repr((SOURCE.read_bytes(), command, _processor())).encode()).hexdigest()[:16]
+    file = _cache_folder() / f'block-{key}.so'
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f'.{os.getpid()}')  # several processes may compile at once
+        subprocess.run([*command, '-o', unfinished, SOURCE], check=True, capture_output=True, text=True)
+        unfinished.replace(file)
+    return file
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Return the compiled library.
+
+    Raises:
+        OSError: There is no compiler, or the file cannot be written or loaded.
+        subprocess.CalledProcessError: The compiler fails.
+    """
+    library = ctypes.CDLL(str(_compiled()))
+    library.block_float32.argtypes = [_POINTER] * 5 + [_INTEGER] * 5
+    library.depthwise_gelu_bfloat16.argtypes = [_POINTER] * 4 + [_INTEGER] * 5
+    library.mix_bfloat16.argtypes = [_POINTER] * 4 + [_INTEGER] * 4
+    return library
+
+
+@functools.cache
+def is_available() -> bool:
+    """Return whether the library can be used, after a warning that says why it cannot."""
+    try:
+        return bool(library())
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()[0]
+        print_log(
+            f'torch.compile makes the blocks of CAS-ViT slower than C++ would, which cannot be compiled: {reason}',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return False
+
+
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def block(
+    x: Tensor, buffers: Sequence[Tensor], weights: Sequence[Tensor | None], shape: Sequence[int], tanh: bool
+) -> None:
+    """Compute a block in place, in fp32.
+
+    Args:
+        x: Pixels ``(N * H * W, C)``.
+        buffers: Pixels ``(N * H * W, C)``, ``(N * H * W, 2C)`` and ``(N * H * W, C)``, whose values are of no use.
+        weights: Those of the struct ``Block`` of ``block.cpp``.
+        shape: N, H, W and C.
+        tanh: Whether GELU is its tanh approximation.
+    """
+    library().block_float32(*_pointers(x, *buffers), ctypes.byref(_Block(*_pointers(*weights))), *shape, tanh)
+
+
+def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor, shape: Sequence[int], tanh: bool) -> Tensor:
+    """Return GELU of a 3x3 depthwise convolution in bf16.
+
+    Args:
+        x: Pixels ``(N * H * W, C)``, in bf16, as the result.
+        weight: ``(9, C)``, in fp32.
+        bias: ``(C)``, in fp32.
+        shape: N, H, W and C.
+        tanh: Whether GELU is its tanh approximation.
+    """
+    result = torch.empty_like(x)
+    library().depthwise_gelu_bfloat16(*_pointers(x, result, weight, bias), *shape, tanh)
+    return result
+
+
+def add_mixed(x: Tensor, query_key: Tensor, value: Tensor, weights: Sequence[Tensor], shape: Sequence[int]) -> None:
+    """Add the output of the token mixer, without its last bias, in place, in bf16.
+
+    Args:
+        x: Pixels ``(N * H * W, C)``, in bf16, as query and key ``(N * H * W, 2C)`` and the value ``(N * H * W, C)``.
+        weights: Those of the struct ``Mixer`` of ``block.cpp``, in fp32.
+        shape: N, H, W and C.
+    """
+    library().mix_bfloat16(*_pointers(x, query_key, value), ctypes.byref(_Mixer(*_pointers(*weights))), *shape)

@@ -1,0 +1,152 @@
+"""The blocks in C++ that torch.compile uses on a CPU: the same outputs as in eager mode, and a way out without them."""
+
+import pytest
+import torch
+from helpers.reference import fill, image
+from torch.testing import assert_close
+
+from mmcasvit import CASViT, deploy
+from mmcasvit.models import native
+
+# Multiples of the number of lanes, and numbers in between.
+WIDE = dict(depths=(1, 2, 1, 1), channels=(16, 20, 33, 64))
+needs_compiler = pytest.mark.skipif(not native.is_available(), reason='there is no C++ compiler')
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def again():
+    """Forget the library before and after a test."""
+    functions = native.library, native.is_available
+    for function in functions:
+        function.cache_clear()
+    yield
+    for function in functions:
+        function.cache_clear()
+
+
+def backbone(arch=WIDE, **kwargs):
+    return fill(CASViT(arch, **kwargs)).eval()
+
+
+def compiled(model, graphs=None):
+    def keep(graph, inputs):
+        if graphs is not None:
+            graphs.append(graph)
+        return graph
+
+    return torch.compile(deploy(model), backend=keep, fullgraph=True)
+
+
+def stages(graphs):
+    """Return how many stages of one graph are an operator in C++."""
+    (graph,) = graphs
+    return sum('mmcasvit.stage' in str(node.target) for node in graph.graph.nodes)
+
+
+@needs_compiler
+@pytest.mark.parametrize('approximate', ['none', 'tanh'])
+@pytest.mark.parametrize('shape', [(1, 3, 64, 96), (2, 3, 77, 131), (3, 3, 32, 33), (1, 3, 40, 620)], ids=str)
+def test_the_outputs_are_those_of_the_model(shape, approximate):
+    model, x, graphs = backbone(act_cfg=dict(type='GELU', approximate=approximate)), image(1, shape), []
+    for found, wanted in zip(compiled(model, graphs)(x.float()), model.double()(x)):
+        assert_close(found.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
+    assert stages(graphs) == 4
+
+
+@needs_compiler
+@pytest.mark.parametrize('threads', [1, 3, 8])
+def test_any_number_of_threads(threads):
+    model, x = backbone(), image(2, (2, 3, 64, 96)).float()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = compiled(model)(x)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(found, model(x)):
+        assert_close(a, b, rtol=0, atol=2e-6 * b.abs().max().item())
+
+
+@needs_compiler
+@pytest.mark.parametrize('approximate', ['none', 'tanh'])
+def test_bf16_is_as_accurate_as_in_eager_mode(approximate):
+    model, x, graphs = backbone(act_cfg=dict(type='GELU', approximate=approximate)), image(3, (2, 3, 77, 96)), []
+    eager, wanted = deploy(model).bfloat16()(x.bfloat16()), model(x.float())
+    half = torch.compile(deploy(model).bfloat16(), backend=lambda graph, _: graphs.append(graph) or graph)
+    for a, b, c in zip(half(x.bfloat16()), eager, wanted):
+        assert a.dtype == torch.bfloat16
+        assert (a.float() - c).norm() <= 1.1 * (b.float() - c).norm() + 1e-3 * c.norm()
+    assert stages(graphs) == 4
+
+
+@needs_compiler
+@pytest.mark.parametrize('value', [1e4, -1e4])
+def test_large_activations_are_as_accurate_as_in_eager_mode(value):
+    model, x = backbone(), torch.full((1, 3, 32, 32), value)
+    found, eager, wanted = compiled(model)(x), deploy(model)(x), model.double()(x.double())
+    for a, b, c in zip(found, eager, wanted):
+        assert (a - c).norm() <= 5 * (b - c).norm() + 1e-6 * c.norm()  # the gates enlarge every difference
+
+
+@needs_compiler
+def test_nan_stays_nan():
+    assert torch.isnan(compiled(backbone())(torch.full((1, 3, 32, 32), torch.nan))[3]).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda model: (deploy(model.double()), torch.float64),
+        lambda model: (deploy(model).half(), torch.float16),
+        lambda model: (deploy(backbone(act_cfg=dict(type='ReLU'))), torch.float32),
+        lambda model: (deploy(backbone(dict(depths=(1, 1, 1, 1), channels=(4, 8, 12, 15)))), torch.float32),
+    ],
+    ids=['fp64', 'fp16', 'another activation', 'narrow maps'],
+)
+def test_what_it_cannot_compute_is_left_to_the_compiler(change):
+    (model, dtype), graphs = change(backbone()), []
+    torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph)(image(4, (1, 3, 64, 64)).to(dtype))
+    assert stages(graphs) == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_the_operator_follows_the_rules_of_the_compiler(dtype):
+    stage = deploy(backbone()).to(dtype).stages[1]
+    x = image(5, (2, 20, 7, 9)).to(dtype)
+    weights = [weight for block in stage for weight in block.weights()]
+    torch.library.opcheck(torch.ops.mmcasvit.stage.default, (x, weights, 'none'))
+
+
+def test_without_a_compiler_it_says_so_and_the_outputs_are_the_same(again, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    model, x, graphs = backbone(), image(6, (1, 3, 64, 96)).float(), []
+    said = []
+    monkeypatch.setattr(native, 'print_log', lambda message, **_: said.append(message))
+    found = compiled(model, graphs)(x)
+    assert stages(graphs) == 0
+    assert len(said) == 1
+    assert 'no-such-compiler' in said[0]
+    for a, b in zip(found, model(x)):
+        assert_close(a, b, rtol=0, atol=2e-6 * b.abs().max().item())
+
+
+@needs_compiler
+def test_it_is_compiled_once(again, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))
+    assert native.is_available()
+    (file,) = (tmp_path / 'mmcasvit').iterdir()
+    built = file.stat().st_mtime_ns
+    native.library.cache_clear()
+    monkeypatch.setattr(native.subprocess, 'run', None)
+    assert native.library()
+    assert file.stat().st_mtime_ns == built
