@@ -192,19 +192,20 @@ void product_panel(const float* a, int64_t rows, int64_t inner, const float* wei
 template <bool ADDS, typename Finish>
 void product(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias, int64_t outputs,
              std::vector<float>& packed, Finish finish) {
-  for (int64_t column = 0; column < outputs;) {
-    const int64_t left = outputs - column;
-    if (left >= TILE_VECTORS * LANES) {
-      product_panel<ADDS, TILE_VECTORS>(a, rows, inner, weight, bias, outputs, column, 0, packed, finish);
-      column += TILE_VECTORS * LANES;
-    } else if (left >= 2 * LANES) {
-      product_panel<ADDS, 2>(a, rows, inner, weight, bias, outputs, column, 0, packed, finish);
-      column += 2 * LANES;
-    } else {
-      const int64_t seen = std::max<int64_t>(LANES - left, 0);
-      product_panel<ADDS, 1>(a, rows, inner, weight, bias, outputs, column - seen, seen, packed, finish);
-      column += LANES;
-    }
+  const int64_t vectors = groups_of(outputs);
+  // Panels of about equal width, the last of which begins early enough to end with the last column.
+  const int64_t panels = vectors * LANES > outputs && vectors <= TILE_VECTORS ? vectors
+                                                                              : (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
+  for (int64_t panel = 0, column = 0; panel < panels; ++panel) {
+    const int64_t width = vectors * (panel + 1) / panels - vectors * panel / panels;
+    const int64_t first = std::min(column, outputs - width * LANES), seen = column - first;
+    if (width == 3)
+      product_panel<ADDS, TILE_VECTORS>(a, rows, inner, weight, bias, outputs, first, seen, packed, finish);
+    else if (width == 2)
+      product_panel<ADDS, 2>(a, rows, inner, weight, bias, outputs, first, seen, packed, finish);
+    else
+      product_panel<ADDS, 1>(a, rows, inner, weight, bias, outputs, first, seen, packed, finish);
+    column += width * LANES;
   }
 }
 
