@@ -1,4 +1,4 @@
-// A block of CAS-ViT in its deploy form, for torch.compile on a CPU: see native.py.
+// A block of CAS-ViT in its deploy form, for a CPU: see native.py.
 //
 // PyTorch runs each step over the map by itself, so that in a block the map passes the memory up to 20 times, for little
 // arithmetic. Here, several steps are computed for a few rows of the image at a time, which stay in the caches between

@@ -92,9 +92,9 @@ def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Mo
     necks and heads are folded as well. Convolutions are in channels_last format, and the operators of mmcv get
     contiguous maps (see :class:`mmcasvit.ChannelsLastHook`).
 
-    On a CPU without a compiler, the backbone computes matrix products and overwrites maps that are not needed any more.
-    Under ``torch.jit.trace``, ``torch.export`` and autocast it consists of plain convolutions. Under ``torch.compile``
-    on a CPU, a stage in fp32 or bf16 is a single operator, which is compiled from C++ the first time.
+    On a CPU, in fp32 and bf16, the stages run in C++ that is compiled the first time, in seconds, if there is a
+    compiler, also under ``torch.compile``. Otherwise they compute matrix products and overwrite maps that are not
+    needed any more. Under ``torch.jit.trace``, ``torch.export``, and autocast they consist of plain convolutions.
     ``torch.jit.script`` gets a trace. Deploy in full precision and convert afterwards: ``deploy(model).bfloat16()``.
 
     Args:

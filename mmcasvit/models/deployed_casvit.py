@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import native
 from .casvit import AdditiveTokenMixer, CASViT, CASViTBlock, ChannelGate, SpatialGate
@@ -58,23 +59,14 @@ def in_place(act: nn.Module) -> nn.Module:
 def _is_eager_on_cpu(x: Tensor) -> bool:
     """Return whether operations run one by one on a CPU, where choosing them by hand makes them faster.
 
-    Compilers, tracers and exporters get plain convolutions. So does autocast, which does not convert operations that
-    write into their first argument.
+    Compilers, tracers and exporters get plain convolutions. So do gradients, and autocast, which does not convert
+    operations that write into their first argument.
     """
     return (
         x.device.type == 'cpu'
+        and not (x.requires_grad and torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled('cpu')
-    )
-
-
-def _is_compiled_for_cpu(x: Tensor) -> bool:
-    """Return whether ``torch.compile`` traces for a CPU, where other operations let it fuse more."""
-    return (
-        x.device.type == 'cpu'
-        and torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
         and not torch.is_autocast_enabled('cpu')
     )
 
@@ -136,14 +128,20 @@ def _native_block(x: Tensor, weights: Sequence[Any], shape: Sequence[int], appro
 
 @torch.library.custom_op('mmcasvit::stage', mutates_args=())
 def _stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> Tensor:
-    """Return the output of a stage, computed in C++.
+    """Return the output of a stage, as :func:`_overwrite_stage` computes it: an operator for compilers."""
+    x = x.clone(memory_format=torch.channels_last)
+    _overwrite_stage(x, weights, approximate)
+    return x
+
+
+def _overwrite_stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> None:
+    """Compute a stage in place in C++.
 
     Args:
-        x: ``(N, C, H, W)``, in fp32 or bf16.
+        x: ``(N, C, H, W)`` in channels_last format, in fp32 or bf16.
         weights: Those of all blocks in turn, as :meth:`DeployedBlock.weights` returns them.
         approximate: That of GELU.
     """
-    x = x.clone(memory_format=torch.channels_last)
     pixels, shape = _pixels(x), (x.shape[0], *x.shape[2:], x.shape[1])
     per_block = [weights[i : i + native.WEIGHTS] for i in range(0, len(weights), native.WEIGHTS)]
     if x.dtype == torch.float32:
@@ -153,7 +151,6 @@ def _stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> Ten
             native.block(pixels, buffers, block, shape, approximate == 'tanh')
         else:
             _native_block(pixels, block, shape, approximate)
-    return x
 
 
 @_stage.register_fake
@@ -310,15 +307,30 @@ class DeployedStage(nn.Sequential):
             )
         return cls(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if (
-            _is_compiled_for_cpu(x)
+    def is_native(self, x: Tensor) -> bool:
+        """Return whether C++ computes the stage: on a CPU, in fp32 or bf16, if nobody needs what lies between."""
+        return (
+            x.device.type == 'cpu'
             and x.dtype in native.DTYPES
             and x.shape[1] >= native.LANES
             and all(block.has_gelu for block in self)
+            and not (x.requires_grad and torch.is_grad_enabled())
+            and not torch.is_autocast_enabled('cpu')
+            and not any(part._forward_hooks or part._forward_pre_hooks for block in self for part in block.modules())
+            and (torch.compiler.is_compiling() or (type(x) is Tensor and _get_current_dispatch_mode() is None))
+            and not torch.compiler.is_exporting()
+            and not torch.jit.is_tracing()
             and _has_native_blocks()
-        ):
-            return _stage(x, [weight for block in self for weight in block.weights()], self[0].act.approximate)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_native(x):
+            weights, approximate = [weight for block in self for weight in block.weights()], self[0].act.approximate
+            if torch.compiler.is_compiling():
+                return _stage(x, weights, approximate)
+            x = x.contiguous(memory_format=torch.channels_last)
+            _overwrite_stage(x, weights, approximate)
+            return x
         return super().forward(x.contiguous(memory_format=torch.channels_last))
 
 

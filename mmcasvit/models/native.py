@@ -1,7 +1,7 @@
-"""A block of the deploy form in C++, compiled when ``torch.compile`` first meets one on a CPU.
+"""A block of the deploy form in C++, compiled when the first one runs on a CPU.
 
 ``block.cpp`` says what it computes and why that is faster. It needs a C++ compiler that has the vector types of GCC and
-Clang. ``torch.compile`` needs a compiler on a CPU as well; the eager deploy form does not.
+Clang. Without one, the deploy form runs in PyTorch's operators.
 """
 
 import ctypes
@@ -85,7 +85,7 @@ def is_available() -> bool:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()[0]
         print_log(
-            f'torch.compile makes the blocks of CAS-ViT slower than C++ would, which cannot be compiled: {reason}',
+            f'the deploy form runs without its blocks in C++, about half as fast, since they do not compile: {reason}',
             logger='current',
             level=logging.WARNING,
         )

@@ -1,9 +1,12 @@
-"""The blocks in C++ that torch.compile uses on a CPU: the same outputs as in eager mode, and a way out without them."""
+"""The blocks of the deploy form in C++: the same outputs as those of the model, and a way out without them."""
+
+import copy
 
 import pytest
 import torch
 from helpers.reference import fill, image
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmcasvit import CASViT, deploy
 from mmcasvit.models import native
@@ -29,6 +32,14 @@ def again():
     yield
     for function in functions:
         function.cache_clear()
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Return a list that grows with each block that C++ computes."""
+    blocks, compute = [], native.block
+    monkeypatch.setattr(native, 'block', lambda *args: blocks.append(1) or compute(*args))
+    return blocks
 
 
 def backbone(arch=WIDE, **kwargs):
@@ -61,6 +72,40 @@ def test_the_outputs_are_those_of_the_model(shape, approximate):
 
 
 @needs_compiler
+@pytest.mark.parametrize('shape', [(1, 3, 64, 96), (2, 3, 77, 131)], ids=str)
+def test_the_eager_deploy_form_uses_them(shape, used):
+    model, x = backbone(), image(1, shape)
+    for found, wanted in zip(deploy(model)(x.float()), model.double()(x)):
+        assert_close(found.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
+    assert len(used) == sum(WIDE['depths'])
+
+
+@needs_compiler
+def test_whoever_watches_the_layers_sees_them(used):
+    model, x, seen = deploy(backbone()), image(1, (1, 3, 64, 96)).float(), []
+    handle = model.stages[1][1].query_key.register_forward_hook(lambda *_: seen.append(1))
+    wanted = model(x)
+    assert (len(seen), len(used)) == (1, 3)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() > 0
+    assert len(used) == 3
+    handle.remove()
+    for found, value in zip(model(x), wanted):
+        assert_close(found, value, rtol=0, atol=2e-6 * value.abs().max().item())
+    assert len(used) == 8
+
+
+@needs_compiler
+def test_gradients_pass_through_the_deploy_form(used):
+    model, x = deploy(backbone()), image(1, (1, 3, 64, 96)).float().requires_grad_()
+    with torch.enable_grad():
+        model(x)[3].sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert not used
+
+
+@needs_compiler
 @pytest.mark.parametrize('threads', [1, 3, 8])
 def test_any_number_of_threads(threads):
     model, x = backbone(), image(2, (2, 3, 64, 96)).float()
@@ -76,9 +121,10 @@ def test_any_number_of_threads(threads):
 
 @needs_compiler
 @pytest.mark.parametrize('approximate', ['none', 'tanh'])
-def test_bf16_is_as_accurate_as_in_eager_mode(approximate):
+def test_bf16_is_as_accurate_as_in_the_model(approximate):
     model, x, graphs = backbone(act_cfg=dict(type='GELU', approximate=approximate)), image(3, (2, 3, 77, 96)), []
-    eager, wanted = deploy(model).bfloat16()(x.bfloat16()), model(x.float())
+    wanted = model(x.float())
+    eager = copy.deepcopy(model).bfloat16()(x.bfloat16())
     half = torch.compile(deploy(model).bfloat16(), backend=lambda graph, _: graphs.append(graph) or graph)
     for a, b, c in zip(half(x.bfloat16()), eager, wanted):
         assert a.dtype == torch.bfloat16
@@ -88,9 +134,9 @@ def test_bf16_is_as_accurate_as_in_eager_mode(approximate):
 
 @needs_compiler
 @pytest.mark.parametrize('value', [1e4, -1e4])
-def test_large_activations_are_as_accurate_as_in_eager_mode(value):
+def test_large_activations_are_as_accurate_as_in_the_model(value):
     model, x = backbone(), torch.full((1, 3, 32, 32), value)
-    found, eager, wanted = compiled(model)(x), deploy(model)(x), model.double()(x.double())
+    found, eager, wanted = deploy(model)(x), model(x), model.double()(x.double())
     for a, b, c in zip(found, eager, wanted):
         assert (a - c).norm() <= 5 * (b - c).norm() + 1e-6 * c.norm()  # the gates enlarge every difference
 
