@@ -6,6 +6,7 @@ The exit status is 1 if the outputs differ from PyTorch's by more than the toler
 import argparse
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -121,7 +122,7 @@ def parse_args():
         '--calibration',
         type=int,
         default=64,
-        help='maximum number of --images to calibrate int8 on (default: %(default)s)',
+        help='maximum number of --images to calibrate int8 on, and to look for overflow in fp16 (default: %(default)s)',
     )
     tolerances = ', '.join(f'{value:g} for {name}' for name, value in TOLERANCES.items())
     parser.add_argument(
@@ -199,14 +200,17 @@ def main():
     signature = check_arguments(args, None if args.what == 'backbone' else kind_of(model))
     torch.set_num_threads(args.threads)
 
+    measured = paths[: args.calibration] if args.precision in ('int8', 'fp16') else []
+    images = load_images(measured, cfg, signature)
     if args.precision == 'int8':
-        images = load_images(paths[: args.calibration], cfg, signature)
         inputs = [graph_input(image, model.data_preprocessor, signature) for image in images]
         export_quantized(model, signature, args.out, inputs, fold)
     elif args.format == 'web':
         write_page(model, signature, args.out, runtime, fold)
     else:
-        export(model, signature, args.out, fold)
+        normalized = replace(signature, pixels=None, resize=False)
+        inputs = [graph_input(image, model.data_preprocessor, normalized) for image in images]
+        export(model, signature, args.out, fold, inputs)
     file = args.out / MODEL if args.format == 'web' else args.out
     if known.count is not None:
         print(summarize(graph_format(args), file))

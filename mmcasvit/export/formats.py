@@ -262,7 +262,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool | None = None) -> None:
+def export(
+    model: nn.Module, signature: Signature, path: str | Path, fold: bool | None = None, images: Sequence[Tensor] = ()
+) -> None:
     """Export a model to a file, which is replaced if it exists, and left as it is if the export fails.
 
     Args:
@@ -270,6 +272,7 @@ def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool 
         signature: What to export, and in which format.
         path: File to write, with the suffix of the format.
         fold: Export the deploy form. By default, do so unless the runtime of the format folds norms itself.
+        images: Normalized images ``(N, 3, H, W)``. The deploy form in fp16 is rescaled if they make it overflow.
 
     Raises:
         UsageError: If a package is missing, the model cannot be exported in this way, it does not fit into memory, or
@@ -280,7 +283,7 @@ def export(model: nn.Module, signature: Signature, path: str | Path, fold: bool 
     check_target(signature.format, path)
     if signature.precision == 'int8':
         raise UsageError('int8 needs images to calibrate on: use mmcasvit.export.quantization.export_quantized')
-    graph = build_graph(model, signature, not known.folds_norms if fold is None else fold)
+    graph = build_graph(model, signature, not known.folds_norms if fold is None else fold, images)
     try:
         with written_whole(path) as unfinished:
             known.write(graph, graph.example(), graph.signature, unfinished)

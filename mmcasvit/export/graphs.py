@@ -6,6 +6,7 @@ rewritten: the number of boxes is fixed, and a batch is one tensor, not a list o
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmcasvit.models.deploy import deploy
+from mmcasvit.models.deploy import deploy, deploy_for_fp16
 from mmcasvit.utils.errors import UsageError
 
 from .operators import nms_keep, roi_align_level
@@ -390,13 +391,16 @@ class ExportGraph(nn.Module):
         return torch.zeros(batch, height, width, 3, dtype=torch.uint8)
 
 
-def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> ExportGraph:
+def build_graph(
+    model: nn.Module, signature: Signature, fold: bool = True, images: Sequence[Tensor] = ()
+) -> ExportGraph:
     """Build the graph of a model.
 
     Args:
         model: Model of mmdet or mmseg, or a bare backbone. It is not modified.
         signature: What to export. The graph's own signature has the ``outputs`` filled in.
         fold: Use the deploy form.
+        images: Normalized images ``(N, 3, H, W)``. The deploy form in fp16 is rescaled if they make it overflow.
 
     Raises:
         UsageError: If the model cannot be exported in this way.
@@ -405,7 +409,13 @@ def build_graph(model: nn.Module, signature: Signature, fold: bool = True) -> Ex
     # deploy() would fold the norms of a backbone's outputs into the neck of a whole model.
     if signature.what == 'backbone':
         model = getattr(model, 'backbone', model)
-    copied = deploy(model) if fold else copy.deepcopy(model).eval()
+    if not fold:
+        copied = copy.deepcopy(model).eval()
+    else:
+        try:
+            copied = deploy_for_fp16(model, images) if signature.precision == 'fp16' else deploy(model)
+        except ValueError as error:
+            raise UsageError(f'{error} Export in fp32 or bf16.') from error
     replace_adaptive_pooling(copied)
     if signature.what == 'backbone':
         graph = BackboneGraph(copied)

@@ -1,11 +1,13 @@
 """Deploying whole models: detectors, segmentors and classifiers with a CAS-ViT inside."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType
 
+import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -13,7 +15,7 @@ from .casvit import CASViT
 from .deployed_casvit import DeployedCASViT
 from .folding import affine_of, fold_affine, is_affine
 from .memory_format import to_channels_last
-from .rescaling import read, rescale
+from .rescaling import LIMIT, measured_peaks, read, rescale
 
 # The output norms of a backbone can be folded into its neck if these methods pass the maps of the backbone only to the
 # neck, and these necks read them with 1x1 convolutions.
@@ -153,3 +155,27 @@ def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Mo
         if isinstance(backbone, DeployedCASViT):
             backbone.arrange()
     return deployed
+
+
+@torch.no_grad()
+def deploy_for_fp16(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
+    """Return the deploy form of a model, rescaled if activations of the backbone are too large for fp16.
+
+    Args:
+        model: As for :func:`deploy`.
+        images: Normalized images ``(N, 3, H, W)`` in fp32: typical ones, and rare ones.
+
+    Raises:
+        ValueError: As :func:`deploy`, or the activations cannot be moved into the range of fp16.
+    """
+    deployed = deploy(model)
+    with measured_peaks(deployed) as peaks:
+        for image in images:
+            for part in deployed.modules():
+                if isinstance(part, DeployedCASViT):
+                    part(image)
+    largest = max((float(peak.max()) for peak in peaks.values()), default=0.0)
+    if largest <= LIMIT:
+        return deployed
+    print_log(f'activations of the backbone reach {largest:.3g}: rescaled by powers of two for fp16', logger='current')
+    return deploy(model, peaks)

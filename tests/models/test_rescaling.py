@@ -9,8 +9,11 @@ from helpers.tiny_models import tiny
 from torch import nn
 from torch.testing import assert_close
 
+import mmcasvit.models.deploy as deploying
 from mmcasvit import CASViT, deploy
+from mmcasvit.export.graphs import build_graph
 from mmcasvit.export.half import LARGEST, simulate_half
+from mmcasvit.export.signature import Signature
 from mmcasvit.models.rescaling import LIMIT, measured_peaks
 
 
@@ -131,6 +134,17 @@ def test_what_overflows_is_moved_and_the_outputs_stay_the_same(growing):
     assert relative(simulate_half(rescaled)(x), truth) < 0.02
     # The plain path of compilers and exporters computes the same.
     assert relative(torch.jit.trace(rescaled, x)(x), wanted) < 1e-5
+
+
+@pytest.mark.parametrize('growing, rescaled', [((), False), ((grow_stem, grow_product), True)], ids=['usual', 'large'])
+def test_an_export_in_fp16_is_rescaled_only_if_images_need_it(growing, rescaled, monkeypatch):
+    said = []
+    monkeypatch.setattr(deploying, 'print_log', lambda message, **_: said.append(message))
+    x, backbone = image(0, (1, 3, 64, 96)).float(), grown(*growing)
+    signature = Signature('torchscript', 'backbone', (64, 96), precision='fp16')
+    graph = build_graph(backbone, signature, images=[x])
+    assert relative(simulate_half(graph.inner.float())(x), backbone(x)) < 0.02
+    assert len(said) == rescaled
 
 
 def test_channels_in_range_are_left_alone():
