@@ -57,6 +57,7 @@ inline Floats load(const BFloat16* from) {
 inline void store(BFloat16* to, Floats x) {  // rounds to nearest, ties to even
   Words bits = (Words)x;
   bits += 0x7fff + ((bits >> 16) & 1);
+  bits = x == x ? bits : Words{} + 0x7fc00000u;  // NaN, which the sum may have turned into a number
   Halves upper = __builtin_convertvector(bits >> 16, Halves);
   std::memcpy(to, &upper, sizeof upper);
 }

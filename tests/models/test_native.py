@@ -142,8 +142,10 @@ def test_large_activations_are_as_accurate_as_in_the_model(value):
 
 
 @needs_compiler
-def test_nan_stays_nan():
-    assert torch.isnan(compiled(backbone())(torch.full((1, 3, 32, 32), torch.nan))[3]).all()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_nan_stays_nan(dtype):
+    nan = torch.full((1, 3, 32, 32), -1, dtype=torch.int32).view(torch.float32).to(dtype)
+    assert torch.isnan(deploy(backbone()).to(dtype)(nan)[3]).all()
 
 
 @needs_compiler
