@@ -82,7 +82,7 @@ def is_available() -> bool:
     """Return whether the library can be used, after a warning that says why it cannot."""
     try:
         return bool(library())
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home folder
         reason = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()[0]
         print_log(
             f'the deploy form runs without its blocks in C++, about half as fast, since they do not compile: {reason}',
