@@ -1,5 +1,6 @@
 """Measurement of variants side by side, relative to a baseline and to the limits of the machine."""
 
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -65,34 +66,35 @@ def measure(
     """
     left_out, costs, memory, about = [], {}, {}, {}
     timers: dict[Hashable, Timer] = {}
-    for number, variant in enumerate(variants, 1):
-        tell(f'building {number} of {len(variants)}: {variant}')
-        try:
-            prepared = prepare(variant)
-            # The count is the same for all forms of a model.
-            counted = replace(variant, form='eager', threads=1)
-            if counted not in costs:
-                costs[counted] = count_variant(counted)
-            costs[variant] = costs[counted]
-            timer = plan.timer(prepared.run, variant)
-            if plan.memory:
-                memory[variant] = peak_memory(variant, prepared if variant.device == 'cuda' else None)
-        except UsageError:
-            raise
-        except NotApplicable as reason:
-            left_out.append(f'{variant}: {reason}')
-            continue
-        except Exception as error:  # one model in one form must not cost the measurements of all others
-            line = (str(error).strip().splitlines() or [''])[0]
-            left_out.append(f'{variant}: {type(error).__name__}: {line}')
-            continue
-        timers[variant] = timer
-        about[variant] = dict(
-            library=prepared.library,
-            outputs=prepared.outputs,
-            deviation=prepared.deviation,
-            published=prepared.published,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        for number, variant in enumerate(variants, 1):
+            tell(f'building {number} of {len(variants)}: {variant}')
+            try:
+                prepared = prepare(variant, folder=Path(folder))
+                # The count is the same for all forms of a model.
+                counted = replace(variant, form='eager', threads=1)
+                if counted not in costs:
+                    costs[counted] = count_variant(counted)
+                costs[variant] = costs[counted]
+                timer = plan.timer(prepared.run, variant)
+                if plan.memory:
+                    memory[variant] = peak_memory(variant, prepared if variant.device == 'cuda' else None, Path(folder))
+            except UsageError:
+                raise
+            except NotApplicable as reason:
+                left_out.append(f'{variant}: {reason}')
+                continue
+            except Exception as error:  # one model in one form must not cost the measurements of all others
+                line = (str(error).strip().splitlines() or [''])[0]
+                left_out.append(f'{variant}: {type(error).__name__}: {line}')
+                continue
+            timers[variant] = timer
+            about[variant] = dict(
+                library=prepared.library,
+                outputs=prepared.outputs,
+                deviation=prepared.deviation,
+                published=prepared.published,
+            )
     if not timers:
         raise UsageError('nothing to measure: ' + '; '.join(left_out))
 

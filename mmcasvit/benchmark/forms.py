@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmcasvit.export.formats import FORMATS as FILES
+from mmcasvit.export.formats import written_whole
 from mmcasvit.export.graphs import RawGraph, replace_adaptive_pooling
 from mmcasvit.export.quantization import check_quantizer
 from mmcasvit.export.signature import Signature
@@ -30,6 +31,7 @@ class Setting:
         device: ``'cpu'`` or ``'cuda'``.
         threads: Number of threads.
         train: Whether the model is trained.
+        file: Where an exported form writes its file, without the suffix, unless that file is there already.
         before_runtime: Function called after a model was exported, before its runtime loads the file.
     """
 
@@ -38,6 +40,7 @@ class Setting:
     device: str
     threads: int
     train: bool
+    file: Path
     before_runtime: Callable[[], None] = lambda: None
 
 
@@ -106,16 +109,17 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
             check_quantizer(format_name)
         precision = 'fp32' if int8 else setting.precision
         signature = Signature(format_name, 'backbone', tuple(example.shape[2:]), precision=precision)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, 'model').with_suffix(known.suffix)
-            known.write(graph, example, signature, path)
-            if int8:
-                full, path = path, path.with_stem('quantized')
-                assert known.quantize is not None, f'{format_name} has no quantizer'
-                # The calibration data does not change the speed, so noise will do.
-                known.quantize(full, path, [example])
-            setting.before_runtime()
-            subject.module = _Runtime(known.load(path, setting.threads)[1])
+        path = setting.file.with_name(setting.file.name + known.suffix)
+        if not path.exists():
+            with written_whole(path) as unfinished, tempfile.TemporaryDirectory() as folder:
+                full = Path(folder, unfinished.name) if int8 else unfinished
+                known.write(graph, example, signature, full)
+                if int8:
+                    assert known.quantize is not None, f'{format_name} has no quantizer'
+                    # The calibration data does not change the speed, so noise will do.
+                    known.quantize(full, unfinished, [example])
+        setting.before_runtime()
+        subject.module = _Runtime(known.load(path, setting.threads)[1])
 
     return apply
 
@@ -127,11 +131,13 @@ class Form:
     Attributes:
         apply: Function that changes the module of a subject.
         packages: Names of the packages it needs.
+        extra: Extra of this package that installs them.
         exported: Whether it runs outside of PyTorch. Then no step can follow it, and the runtime sets the precision.
     """
 
     apply: Callable[[Subject, Setting], None]
     packages: tuple[str, ...] = ()
+    extra: str = 'benchmark'
     exported: bool = False
 
 
@@ -143,6 +149,9 @@ FORMS: dict[str, Form] = dict(
     onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32',)), FILES['onnx'].packages, exported=True),
     openvino=Form(
         _exported('openvino', 'openvino', ('fp32', 'bf16', 'int8')), FILES['openvino'].packages, exported=True
+    ),
+    litert=Form(
+        _exported('litert', 'litert', ('fp32', 'int8')), FILES['litert'].packages, FILES['litert'].extra, exported=True
     ),
 )
 
@@ -163,5 +172,5 @@ def parse_form(form: str) -> list[Form]:
             raise UsageError(f'form {form}: {name} compiles by itself, and cannot run what PyTorch has compiled.')
         missing = [package for package in FORMS[name].packages if importlib.util.find_spec(package) is None]
         if missing:
-            raise UsageError(f'form {name} needs {", ".join(missing)}: pip install "mmcasvit[benchmark]"')
+            raise UsageError(f'form {name} needs {", ".join(missing)}: pip install "mmcasvit[{FORMS[name].extra}]"')
     return [FORMS[name] for name in names]

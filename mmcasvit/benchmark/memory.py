@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -35,7 +36,7 @@ class Memory:
         return (self.weights or 0) + self.above
 
 
-def peak_memory(variant: Variant, prepared: Prepared | None = None) -> Memory | None:
+def peak_memory(variant: Variant, prepared: Prepared | None = None, folder: Path | None = None) -> Memory | None:
     """Measure the memory of one pass, after warming up.
 
     On a GPU, it is the peak of PyTorch's allocations during the pass, minus those before it. On a CPU, a fresh process
@@ -45,6 +46,7 @@ def peak_memory(variant: Variant, prepared: Prepared | None = None) -> Memory | 
     Args:
         variant: Variant to measure.
         prepared: The same variant as built in this process, to be used on a GPU.
+        folder: See :func:`.preparation.prepare`.
 
     Returns:
         None if it cannot be measured: not on Linux, or the process was killed.
@@ -69,7 +71,7 @@ def peak_memory(variant: Variant, prepared: Prepared | None = None) -> Memory | 
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload([__name__])
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_quiet_resident_peak, variant).result()
+            return pool.submit(_quiet_resident_peak, variant, folder).result()
     except BrokenProcessPool:
         return None
     finally:
@@ -87,15 +89,15 @@ def _settle() -> int:
     return _resident('VmRSS')
 
 
-def _quiet_resident_peak(variant: Variant) -> Memory:
+def _quiet_resident_peak(variant: Variant, folder: Path | None) -> Memory:
     with redirect_stdout(sys.stderr):
-        return _resident_peak(variant)
+        return _resident_peak(variant, folder)
 
 
-def _resident_peak(variant: Variant) -> Memory:
+def _resident_peak(variant: Variant, folder: Path | None) -> Memory:
     exported = any(step.exported for step in parse_form(variant.form))
     before_runtime = []
-    prepared = prepare(variant, lambda: before_runtime.append(_settle()))
+    prepared = prepare(variant, lambda: before_runtime.append(_settle()), folder)
     with use_threads(variant.threads):
         for _ in range(2):
             prepared.run()

@@ -1,8 +1,11 @@
 """Variants made ready to run, and the count of what they cost."""
 
+import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +48,9 @@ def deviation(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     return max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, wanted))
 
 
-def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None) -> Prepared:
+def prepare(
+    variant: Variant, before_runtime: Callable[[], None] = lambda: None, folder: Path | None = None
+) -> Prepared:
     """Build a variant, bring it into its form, and compare its outputs with those of the eager model.
 
     In inference, the weights and maps of a backbone have the wanted type. Training runs under autocast, as in mmengine,
@@ -54,6 +59,8 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
     Args:
         variant: Variant to build.
         before_runtime: See :class:`.forms.Setting`.
+        folder: Folder that keeps exported files, so that variants which differ only in threads share them. By default,
+            nothing is kept.
 
     Raises:
         UsageError, NotApplicable: See :func:`.variants.check`.
@@ -63,7 +70,7 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
     train, whole, device = variant.mode == 'train', isinstance(subject, WholeModel), variant.device
     steps = parse_form(variant.form)
     exported = any(step.exported for step in steps)
-    with use_threads(variant.threads):
+    with use_threads(variant.threads), tempfile.TemporaryDirectory() as own:
         data: Any = subject.example(variant.batch, variant.size)
         wanted, module = None, subject.module
         if whole:
@@ -82,7 +89,9 @@ def prepare(variant: Variant, before_runtime: Callable[[], None] = lambda: None)
                 autocast = torch.autocast(device, dtype)
             else:
                 subject.module, data = module.to(dtype), data.to(dtype)
-        setting = Setting(data, variant.precision, device, variant.threads, train, before_runtime)
+        name = hashlib.sha256(str(replace(variant, threads=1)).encode()).hexdigest()
+        file = Path(folder or own, name)
+        setting = Setting(data, variant.precision, device, variant.threads, train, file, before_runtime)
         for step in steps:
             step.apply(subject, setting)
         if 'channels_last' in variant.form.split('+'):

@@ -54,10 +54,10 @@ def test_a_variant_that_fails_is_left_out_with_its_reason(monkeypatch):
     good, bad = (Variant('xs', size=(64, side)) for side in (64, 96))
     prepare = comparison.prepare
 
-    def prepare_one(variant):
+    def prepare_one(variant, **options):
         if variant == bad:
             raise torch.OutOfMemoryError('CUDA out of memory.\nTried to allocate')
-        return prepare(variant)
+        return prepare(variant, **options)
 
     monkeypatch.setattr(comparison, 'prepare', prepare_one)
     plan = Plan(rounds=1, warmup=1, least_seconds=0, memory=False)

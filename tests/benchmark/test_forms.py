@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 
 import pytest
 from helpers.repository import ROOT, write_tiny_config
@@ -25,11 +26,15 @@ def test_forms_are_checked(monkeypatch):
         check_library('fastvit-sa12')
 
 
-@pytest.mark.parametrize('form', ['onnxruntime', 'openvino'])
-def test_an_exported_form_agrees_with_the_eager_model(form):
-    for package in FORMS[form].packages:
+@pytest.mark.parametrize('form', ['onnxruntime', 'openvino', 'deploy+litert'])
+def test_an_exported_form_agrees_with_the_eager_model(form, tmp_path):
+    for package in FORMS[form.split('+')[-1]].packages:
         pytest.importorskip(package)
-    assert prepare(Variant('xs', form=form, size=(64, 64))).deviation < 1e-4
+    one = Variant('xs', form=form, size=(64, 64))
+    assert prepare(one, folder=tmp_path).deviation < 1e-4
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert prepare(replace(one, threads=2), folder=tmp_path).deviation < 1e-4
+    assert written == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}  # exported once
     with pytest.raises(NotApplicable, match='measured only for inference on the CPU'):
         prepare(Variant('xs', form=form, mode='train', size=(64, 64)))
 
@@ -51,12 +56,18 @@ def test_a_two_stage_detector_is_not_exported_whole():
         prepare(Variant(str(ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py'), form='onnxruntime'))
 
 
-def test_int8_quantizes_an_exported_form():
-    for package in ('nncf', 'openvino', 'onnx'):
+@pytest.mark.parametrize('form, packages', [('openvino', ('nncf',)), ('deploy+litert', ())])
+def test_int8_quantizes_an_exported_form(form, packages):
+    for package in (*packages, *FORMS[form.split('+')[-1]].packages):
         pytest.importorskip(package)
-    prepared = prepare(Variant('xs', form='openvino', precision='int8', batch=2, size=(64, 64)))
+    prepared = prepare(Variant('xs', form=form, precision='int8', batch=2, size=(64, 64)))
     assert 1e-3 < prepared.deviation < 0.3
     assert [tuple(out.shape[:2]) for out in prepared.run()] == [(2, 48), (2, 56), (2, 112), (2, 220)]
+
+
+def test_int8_is_not_for_every_form():
+    for package in FORMS['onnxruntime'].packages:
+        pytest.importorskip(package)
     for variant, words in [
         (Variant('xs', precision='int8'), 'int8 is for exported forms'),
         (Variant('xs', form='onnxruntime', precision='int8'), 'has no int8 convolutions here'),
