@@ -101,11 +101,11 @@ class Reference:
         from mmdet.structures import DetDataSample
 
         size = tuple(x.shape[2:])
-        sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+        scale = tuple(new / old for new, old in zip(size[::-1], original[::-1]))
+        sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=original, scale_factor=scale))
         data = self.model.data_preprocessor(dict(inputs=[x[0]], data_samples=[sample]), False)
-        found = self.model.predict(data['inputs'], data['data_samples'], rescale=False)[0].pred_instances
-        ratio = found.bboxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
-        result = dict(boxes=found.bboxes * ratio, scores=found.scores, labels=found.labels)
+        found = self.model.predict(data['inputs'], data['data_samples'])[0].pred_instances
+        result = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
         if 'masks' in found:
             result['masks'] = found.masks
         return result
@@ -142,26 +142,45 @@ def detect(exported: Exported, model: nn.Module, x: Tensor) -> dict[str, Tensor]
 
 
 def detections_of(
-    found: dict[str, Tensor], index: int, size: tuple[int, int] | None, model: nn.Module
+    found: dict[str, Tensor],
+    index: int,
+    size: tuple[int, int] | None,
+    model: nn.Module,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Tensor]:
     """Return the detections of one image, without empty rows and with full-size masks.
 
     Args:
         found: Outputs of a graph.
         index: Index of the image in the batch.
-        size: Size ``(height, width)`` of the masks. If None, they stay as they are, probabilities within each box.
-        model: Detector of mmdet, whose mask head and threshold are used.
+        size: Size ``(height, width)`` of the masks. If None, they stay as the graph returns them.
+        model, scale: See :func:`paste_masks`.
     """
     one = {name: out[index][found['scores'][index] > 0] for name, out in found.items()}
     if 'masks' in one and size is not None:
-        one['masks'] = paste_masks(one['masks'], one['boxes'], size, model)
+        one['masks'] = paste_masks(one['masks'], one['boxes'], size, model, scale)
     return one
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], model: nn.Module) -> Tensor:
-    """Paste masks ``(D, 28, 28)`` into their boxes as mmdet does: ``(D, H, W)``, boolean."""
+def paste_masks(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], model: nn.Module, scale: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """Bring masks to the size of an image as mmdet does: ``(D, H, W)``, boolean.
+
+    Args:
+        masks: ``(D, 28, 28)`` or ``(D, H_1, W_1)``, as :class:`~mmcasvit.export.graphs.DetectorGraph` returns them.
+        boxes: ``(D, 4)`` in pixels of the image.
+        size: Size ``(height, width)`` of the image.
+        model: Detector of mmdet, whose mask head and threshold are used.
+        scale: Factors ``(width, height)`` by which the image was resized for the graph.
+    """
     if not len(masks):
         return torch.zeros(0, *size, dtype=torch.bool)
+    if not hasattr(model, 'roi_head'):  # RTMDet-Ins, whose masks cover the padded input of the graph
+        logits = F.interpolate(masks[None], scale_factor=model.bbox_head.prior_generator.strides[0][0], mode='bilinear')
+        enlarged = [math.ceil(side * (1 / factor)) for side, factor in zip(logits.shape[2:], reversed(scale))]
+        logits = F.interpolate(logits, enlarged, mode='bilinear', align_corners=False)
+        return logits[0, :, : size[0], : size[1]].sigmoid() > model.bbox_head.test_cfg.mask_thr_binary
     # A graph outputs one mask per box, that of its class. To the mask head all boxes get the first class.
     return model.roi_head.mask_head._predict_by_feat_single(
         masks[:, None].logit(),

@@ -108,8 +108,8 @@ def substitute(model: nn.Module, exported: Exported, paste: bool = True) -> nn.M
     Args:
         model: Model of mmdet or mmseg with its data preprocessor and all parts that were not exported.
         exported: Exported backbone or model.
-        paste: Paste the masks of whole detectors at the size of the image. Otherwise they stay as the file returns
-            them, as probabilities within each box.
+        paste: Bring the masks of whole detectors to the size of the image. Otherwise they stay as the file returns
+            them.
 
     Raises:
         UsageError: If the two do not belong together.
@@ -184,5 +184,5 @@ def _instances(
     boxes = torch.minimum(found['boxes'], found['boxes'].new_tensor([width, height, width, height]))
     boxes = boxes / boxes.new_tensor(sample.scale_factor * 2)
     size = tuple(sample.ori_shape[:2]) if paste else None
-    one = detections_of({**found, 'boxes': boxes}, row, size, model)
+    one = detections_of({**found, 'boxes': boxes}, row, size, model, sample.scale_factor)
     return InstanceData(bboxes=one.pop('boxes'), **one)

@@ -148,18 +148,20 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 class DetectorGraph(nn.Module):
     """Graph of a detector of mmdet, box decoding and non-maximum suppression included.
 
-    Supports RetinaNet, RTMDet, SSD and other heads that select anchors or points in the same way, Faster R-CNN and Mask
-    R-CNN.
+    Supports RetinaNet, RTMDet, RTMDet-Ins, SSD and other heads that select anchors or points in the same way, Faster
+    R-CNN and Mask R-CNN.
 
     Shape:
         ``(N, 3, H, W)`` to boxes ``(N, D, 4)`` as x1, y1, x2, y2 in pixels of the input, scores ``(N, D)``, labels
-        ``(N, D)`` in int64, and with a mask head masks ``(N, D, 28, 28)`` as probabilities within each box. D is
-        ``max_per_img`` of the config. Rows after the last detection have score 0 and label -1.
+        ``(N, D)`` in int64, and with a mask head masks. Those of Mask R-CNN are ``(N, D, 28, 28)``, probabilities
+        within each box; those of RTMDet-Ins ``(N, D, H_1, W_1)``, logits on the map of the first level, which covers
+        the padded image. D is ``max_per_img`` of the config. Rows after the last detection have score 0 and label -1.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         from mmdet.models import AnchorHead, RPNHead, StandardRoIHead
+        from mmdet.models.dense_heads import RTMDetInsHead
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
         self.model = model
@@ -169,6 +171,7 @@ class DetectorGraph(nn.Module):
         if not isinstance(dense, AnchorHead) or single not in (
             BaseDenseHead._predict_by_feat_single,
             RPNHead._predict_by_feat_single,
+            RTMDetInsHead._predict_by_feat_single,
         ):
             raise UsageError(
                 f'the head {type(dense).__name__} cannot be exported: only RPN and heads that select anchors as '
@@ -180,8 +183,9 @@ class DetectorGraph(nn.Module):
             if cfg.nms.get('type', 'nms') != 'nms' or set(cfg.nms) - _NMS_OPTIONS:
                 raise UsageError(f'only plain non-maximum suppression can be exported, and the config has {cfg.nms}.')
         self.dense = dense
+        self.dynamic = isinstance(dense, RTMDetInsHead)
         self.divisor = model.data_preprocessor.pad_size_divisor
-        self.output_names = ['boxes', 'scores', 'labels']
+        self.output_names = ['boxes', 'scores', 'labels', *(['masks'] if self.dynamic else [])]
         if self.two_stage:
             roi = model.roi_head
             roi.bbox_roi_extractor = LevelRoIAlign(roi.bbox_roi_extractor)
@@ -197,29 +201,40 @@ class DetectorGraph(nn.Module):
         # Pad as the data preprocessor of mmdet does, with zeros on the right and at the bottom.
         bottom, right = (-side % self.divisor for side in size)
         maps = self.model.extract_feat(F.pad(image, (0, right, 0, bottom)))
-        boxes, scores, groups = self.candidates(maps, size)
+        outputs = self.dense(maps)
+        boxes, scores, groups, *kernels = self.candidates(outputs, size)
         if not self.two_stage:
-            return self.select(boxes, scores, groups, self.dense.test_cfg)
-        proposals, *_ = self.select(boxes, scores, groups, self.dense.test_cfg)
+            boxes, scores, labels, *kernels = self.select(self.dense.test_cfg, boxes, scores, groups, *kernels)
+            return (boxes, scores, labels, *([self.dynamic_masks(outputs[-1], *kernels)] if self.dynamic else []))
+        proposals, *_ = self.select(self.dense.test_cfg, boxes, scores, groups)
         boxes, scores, labels = self.refine(maps, proposals, size)
-        found = self.select(boxes, scores, labels, self.model.roi_head.test_cfg)
+        found = self.select(self.model.roi_head.test_cfg, boxes, scores, labels)
         return (*found, self.masks(maps, found[0], found[2])) if self.model.roi_head.with_mask else found
 
-    def candidates(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, outputs: tuple, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Return the best ``nms_pre`` boxes of each level.
 
+        Args:
+            outputs: Outputs of the head, each with one map for each level, except the last one of RTMDet-Ins.
+            size: Size of the image before padding.
+
         Returns:
-            Boxes ``(N, S, 4)``, scores ``(N, S)``, and ``(N, S)`` labels, or levels for RPN.
+            Boxes ``(N, S, 4)``, scores ``(N, S)``, and ``(N, S)`` labels, or levels for RPN. For RTMDet-Ins, also the
+            kernels ``(N, S, P)`` of their masks, and their points with strides ``(N, S, 4)``.
         """
-        # len() would make the batch size a constant.
-        head, cfg, images = self.dense, self.dense.test_cfg, maps[0].shape[0]
-        all_logits, all_deltas = head(maps)
-        all_priors = head.prior_generator.grid_priors([x.shape[2:] for x in all_logits], device=maps[0].device)
+        head, cfg, all_logits = self.dense, self.dense.test_cfg, outputs[0]
+        images = all_logits[0].shape[0]  # len() would make the batch size a constant
+        all_priors = head.prior_generator.grid_priors(
+            [x.shape[2:] for x in all_logits],
+            device=all_logits[0].device,
+            **(dict(with_stride=True) if self.dynamic else {}),
+        )
         found = []
-        for level, (logits, deltas, priors) in enumerate(zip(all_logits, all_deltas, all_priors)):
+        for level, (logits, priors, *maps) in enumerate(
+            zip(all_logits, all_priors, *outputs[1 : 3 if self.dynamic else 2])
+        ):
             logits = logits.float().permute(0, 2, 3, 1).reshape(images, -1, head.cls_out_channels)
             scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
-            deltas = deltas.float().permute(0, 2, 3, 1).reshape(images, -1, 4)
             classes = scores.shape[2]
             scores = scores.flatten(1)
             count = scores.shape[1]
@@ -228,9 +243,16 @@ class DetectorGraph(nn.Module):
             scores, index = scores.topk(count)
             place = index // classes
             groups = torch.full_like(index, level) if self.two_stage else index % classes
-            found.append((priors[place], _take(deltas, place), scores, groups))
-        priors, deltas, scores, groups = (torch.cat(parts, 1) for parts in zip(*found))
-        return self.decode(head.bbox_coder, priors, deltas, size), scores, groups
+            # Deltas of a box, and the kernels of its mask.
+            widths = [4, head.num_gen_params] if self.dynamic else [4]
+            parts = [
+                _take(x.float().permute(0, 2, 3, 1).reshape(images, -1, width), place) for x, width in zip(maps, widths)
+            ]
+            found.append((priors[place], scores, groups, *parts))
+        priors, scores, groups, deltas, *kernels = (torch.cat(parts, 1) for parts in zip(*found))
+        if not self.dynamic:
+            return self.decode(head.bbox_coder, priors, deltas, size), scores, groups
+        return self.decode(head.bbox_coder, priors[..., :2], deltas, size), scores, groups, *kernels, priors
 
     @staticmethod
     def decode(coder, boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
@@ -241,8 +263,14 @@ class DetectorGraph(nn.Module):
         x, y = (decoded[..., i::2].clamp(min=0).clamp(max=size[1 - i]) for i in range(2))
         return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
-    def select(self, boxes: Tensor, scores: Tensor, groups: Tensor, cfg: ConfigDict) -> tuple[Tensor, Tensor, Tensor]:
-        """Select the final boxes by the thresholds of a test_cfg: boxes ``(N, D, 4)``, scores and groups ``(N, D)``."""
+    def select(
+        self, cfg: ConfigDict, boxes: Tensor, scores: Tensor, groups: Tensor, *more: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Select the final boxes by the thresholds of a test_cfg.
+
+        Returns:
+            Boxes ``(N, D, 4)``, scores and groups ``(N, D)``, and the rows of ``more`` that belong to them.
+        """
         valid = scores > cfg.get('score_thr', 0)
         if cfg.get('min_bbox_size', -1) >= 0:
             valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > cfg.min_bbox_size).all(-1)
@@ -252,7 +280,8 @@ class DetectorGraph(nn.Module):
             apart = boxes + (groups * (boxes.amax((1, 2))[:, None] + 1))[..., None]
         scores = scores * nms_keep(apart, scores, cfg.nms.iou_threshold, cfg.max_per_img)
         scores, best = scores.topk(_at_most(scores.shape[1], cfg.max_per_img))
-        return _take(boxes, best), scores, torch.where(scores > 0, _take(groups, best), -1)
+        rest = [_take(x, best) for x in more]
+        return (_take(boxes, best), scores, torch.where(scores > 0, _take(groups, best), -1), *rest)
 
     def refine(
         self, maps: tuple[Tensor, ...], proposals: Tensor, size: tuple[int, int]
@@ -277,6 +306,27 @@ class DetectorGraph(nn.Module):
         else:
             chosen = logits[torch.arange(logits.shape[0], device=logits.device), labels.flatten().clamp(min=0)]
         return chosen.sigmoid().reshape(*labels.shape, *chosen.shape[1:])
+
+    def dynamic_masks(self, features: Tensor, kernels: Tensor, priors: Tensor) -> Tensor:
+        """Compute masks by convolutions whose kernels the head predicted, as products of matrices.
+
+        Args:
+            features: ``(N, C, H_1, W_1)``.
+            kernels: Weights and biases of the layers of each mask: ``(N, D, P)``.
+            priors: Points of the masks with their strides: ``(N, D, 4)``.
+
+        Returns:
+            Logits ``(N, D, H_1, W_1)``.
+        """
+        head, size = self.dense, features.shape[2:]
+        points = head.prior_generator.single_level_grid_priors(size, level_idx=0, device=features.device)
+        offsets = (priors[:, :, None, :2] - points) / (priors[:, :, None, 2:] * 8)
+        shared = features.float().flatten(2)[:, None].expand(-1, priors.shape[1], -1, -1)
+        x = torch.cat([offsets.transpose(2, 3), shared], 2)  # (N, D, 2 + C, H_1 * W_1)
+        parts, layers = kernels.split([*head.weight_nums, *head.bias_nums], -1), len(head.weight_nums)
+        for i, (weight, bias) in enumerate(zip(parts[:layers], parts[layers:])):
+            x = weight.reshape(*weight.shape[:2], -1, x.shape[2]) @ (x.relu() if i else x) + bias[..., None]
+        return x.reshape(*x.shape[:2], *size)
 
     @staticmethod
     def rois(boxes: Tensor) -> Tensor:
@@ -425,6 +475,8 @@ def build_graph(
         graph = HeadGraph(copied, signature)
     else:
         graph = DetectorGraph(copied)
+        if graph.dynamic and signature.resize:
+            raise UsageError('--resize: the masks of RTMDet-Ins cover the input of the network. Resize images before.')
     return ExportGraph(graph, replace(signature, outputs=tuple(graph.output_names)), preprocessor).eval()
 
 

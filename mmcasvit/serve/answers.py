@@ -33,19 +33,23 @@ def check_wanted(gone: threading.Event | None) -> None:
 
 
 def encode_masks(
-    instances: InstanceData, size: tuple[int, int], model: nn.Module, gone: threading.Event | None
+    instances: InstanceData,
+    size: tuple[int, int],
+    model: nn.Module,
+    gone: threading.Event | None,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> Iterator[dict]:
     """Yield the mask of each detection in COCO's run-length encoding. One mask at a time has its full size.
 
     Args:
-        instances: Detections with masks ``(D, 28, 28)`` as probabilities within each box.
-        size: Size ``(height, width)`` of the image.
-        model: Detector of mmdet, whose mask head and threshold are used.
-        gone: As in :func:`check_wanted`.
+        instances: Detections with masks as the graph returns them.
+        size, model, scale: See :func:`mmcasvit.export.comparison.paste_masks`.
+        gone: See :func:`check_wanted`.
     """
     for i in range(len(instances)):
         check_wanted(gone)
-        yield encode_mask(paste_masks(instances.masks[i : i + 1], instances.bboxes[i : i + 1], size, model)[0].numpy())
+        one = slice(i, i + 1)
+        yield encode_mask(paste_masks(instances.masks[one], instances.bboxes[one], size, model, scale)[0].numpy())
 
 
 def keep_logits(logits: Tensor, samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:

@@ -126,7 +126,8 @@ class Predictor:
             for label, score, box in zip(*(instances[key].tolist() for key in ('labels', 'scores', 'bboxes')))
         ]
         if 'masks' in instances:
-            for detection, mask in zip(detections, encode_masks(instances, (height, width), self.model, gone)):
+            masks = encode_masks(instances, (height, width), self.model, gone, sample.scale_factor)
+            for detection, mask in zip(detections, masks):
                 detection['mask'] = mask
         return dict(width=width, height=height, detections=detections)
 

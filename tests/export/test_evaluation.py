@@ -20,6 +20,7 @@ from mmcasvit.utils.errors import UsageError
     [
         ('mask_rcnn', {}),
         ('mask_rcnn', dict(pixels='bgr')),
+        ('rtmdet_ins', {}),
         ('semantic_fpn', {}),
         ('semantic_fpn', dict(argmax=True)),
         ('retinanet', dict(what='backbone')),

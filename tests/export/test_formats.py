@@ -49,6 +49,7 @@ def test_a_segmentor_in_executorch_takes_images_or_pixels(pixels, tmp_path):
         ('retinanet', {'detections', 'boxes', 'scores'}, 100),
         ('mask_rcnn', {'detections', 'boxes', 'scores', 'masks'}, 100),
         ('rtmdet', {'detections', 'boxes', 'scores'}, 300),
+        ('rtmdet_ins', {'detections', 'boxes', 'scores', 'masks'}, 100),
         ('ssdlite', {'detections', 'boxes', 'scores'}, 200),
     ],
 )
@@ -75,9 +76,9 @@ def test_a_detector_in_openvino_takes_a_batch(tmp_path):
     torch.testing.assert_close(together['scores'], torch.cat([one['scores'] for one in alone]))
 
 
-@pytest.mark.parametrize('pixels, resize', [('rgb', False), ('bgr', True)])
-def test_a_graph_takes_pixels(pixels, resize, tmp_path):
-    model = tiny('retinanet')
+@pytest.mark.parametrize('twin, pixels, resize', [('retinanet', 'rgb', False), ('mask_rcnn', 'bgr', True)])
+def test_a_graph_takes_pixels(twin, pixels, resize, tmp_path):
+    model = tiny(twin)
     path = export(model, tmp_path / 'model.pt', what='detector', pixels=pixels, resize=resize)
     check_export(model, path, [(64, 96), (90, 100)] if resize else [(64, 96)], tolerance=1e-3)
     assert load_exported(path).signature.pixels == pixels

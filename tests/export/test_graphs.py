@@ -24,3 +24,5 @@ def test_what_cannot_be_exported_is_refused():
     model.bbox_head.test_cfg = Config(dict(nms=dict(type='soft_nms', iou_threshold=0.5), nms_pre=10, max_per_img=5))
     with pytest.raises(UsageError, match='soft_nms'):
         build_graph(model, Signature('pt2', 'detector', (64, 96)))
+    with pytest.raises(UsageError, match='--resize: the masks of RTMDet-Ins'):
+        build_graph(tiny('rtmdet_ins'), Signature('pt2', 'detector', (64, 96), pixels='rgb', resize=True))

@@ -73,6 +73,11 @@ def test_a_segmentor_is_described_with_its_head():
         describe(model, SEGMENTOR)
 
 
+def test_masks_that_the_page_cannot_draw_are_refused():
+    with pytest.raises(UsageError, match=r'those of RTMDet-Ins cover the image: use --format onnx\.'):
+        describe(configured('rtmdet_ins'), Signature('onnx', 'detector', (64, 96)))
+
+
 @pytest.mark.parametrize(
     'steps, dynamic, resize, pad',
     [

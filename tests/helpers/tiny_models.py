@@ -23,6 +23,7 @@ TWINS = dict(
     semantic_fpn='semantic-fpn_casvit-xs_300i_shapes',
     upernet='upernet_casvit-xs_600i_shapes',
     rtmdet='rtmdet_casvit-xs_6e_shapes',
+    rtmdet_ins='rtmdet-ins_casvit-xs_6e_shapes',
     ssdlite='ssdlite_casvit-xs_6e_shapes',
     segformer='segformer_casvit-xs_300i_shapes',
 )
@@ -71,6 +72,10 @@ def tiny(twin):
     for layer in dict(
         retinanet=['bbox_head.retina_cls'],
         rtmdet=[f'bbox_head.rtm_cls.{level}' for level in range(3)],
+        rtmdet_ins=[
+            'bbox_head.mask_head.projection',
+            *(f'bbox_head.rtm_{part}.{level}' for part in ('cls', 'kernel') for level in range(3)),
+        ],
         ssdlite=[f'bbox_head.cls_convs.{level}.1' for level in range(4)],
         mask_rcnn=['rpn_head.rpn_cls', 'rpn_head.rpn_reg', *(f'roi_head.{layer}' for layer in roi_layers)],
     ).get(twin, []):

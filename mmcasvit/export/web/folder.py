@@ -123,6 +123,10 @@ def describe(model: nn.Module, signature: Signature) -> dict[str, Any]:
         input=describe_input(model.cfg, model.data_preprocessor, signature),
     )
     if signature.what == 'detector':
+        if hasattr(getattr(model, 'bbox_head', None), 'mask_head'):
+            raise UsageError(
+                'the page draws masks within boxes, and those of RTMDet-Ins cover the image: use --format onnx.'
+            )
         roi = getattr(model, 'roi_head', None)
         threshold = roi.test_cfg.get('mask_thr_binary', 0.5) if roi is not None and roi.with_mask else 0.5
         return {**described, 'output': dict(mask_threshold=threshold)}
