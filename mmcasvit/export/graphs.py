@@ -57,6 +57,20 @@ def replace_adaptive_pooling(model: nn.Module) -> None:
                 setattr(part, name, AdaptiveAveragePool(child.output_size))
 
 
+def replace_upsampling(model: nn.Module) -> None:
+    """Replace the upsampling layers of mmseg by those of PyTorch, in place.
+
+    mmseg multiplies sizes by a float, which makes the sizes of the traced image constants of the graph. On images of
+    another size, maps would pass through those.
+    """
+    from mmseg.models.utils import Upsample
+
+    for part in model.modules():
+        for name, child in part.named_children():
+            if isinstance(child, Upsample) and not child.size:
+                setattr(part, name, nn.Upsample(None, child.scale_factor, child.mode, child.align_corners))
+
+
 class BackboneGraph(nn.Module):
     """Graph of a backbone.
 
@@ -470,6 +484,8 @@ def build_graph(
     if signature.what == 'backbone':
         graph = BackboneGraph(copied)
     elif signature.what == 'segmentor':
+        if signature.dynamic_size:
+            replace_upsampling(copied)
         graph = SegmentorGraph(copied, signature.argmax)
     elif signature.ends_at_head:
         graph = HeadGraph(copied, signature)

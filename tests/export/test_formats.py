@@ -23,9 +23,10 @@ def test_a_backbone_agrees_in_every_format(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('twin', ['upernet', 'semantic_fpn'])
 @pytest.mark.parametrize('name', formats('onnx', 'torchscript'))
-def test_a_segmentor_takes_any_size_and_batch(name, tmp_path):
-    model = tiny('upernet')
+def test_a_segmentor_takes_any_size_and_batch(name, twin, tmp_path):
+    model = tiny(twin)
     path = export(
         model, tmp_path / f'model{FORMATS[name].suffix}', what='segmentor', dynamic_batch=True, dynamic_size=True
     )
