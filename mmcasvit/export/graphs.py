@@ -215,28 +215,34 @@ class DetectorGraph(nn.Module):
         # Pad as the data preprocessor of mmdet does, with zeros on the right and at the bottom.
         bottom, right = (-side % self.divisor for side in size)
         maps = self.model.extract_feat(F.pad(image, (0, right, 0, bottom)))
-        outputs = self.dense(maps)
+        outputs = list(self.dense(maps))
+        features = outputs.pop() if self.dynamic else None
         boxes, scores, groups, *kernels = self.candidates(outputs, size)
         if not self.two_stage:
             boxes, scores, labels, *kernels = self.select(self.dense.test_cfg, boxes, scores, groups, *kernels)
-            return (boxes, scores, labels, *([self.dynamic_masks(outputs[-1], *kernels)] if self.dynamic else []))
+            return (boxes, scores, labels, *([self.dynamic_masks(features, *kernels)] if self.dynamic else []))
         proposals, *_ = self.select(self.dense.test_cfg, boxes, scores, groups)
         boxes, scores, labels = self.refine(maps, proposals, size)
         found = self.select(self.model.roi_head.test_cfg, boxes, scores, labels)
         return (*found, self.masks(maps, found[0], found[2])) if self.model.roi_head.with_mask else found
 
-    def candidates(self, outputs: tuple, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    def candidates(self, outputs: list, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Return the best ``nms_pre`` boxes of each level.
 
         Args:
-            outputs: Outputs of the head, each with one map for each level, except the last one of RTMDet-Ins.
+            outputs: Scores, deltas of boxes, and for RTMDet-Ins kernels, each with one map for each level.
             size: Size of the image before padding.
 
         Returns:
             Boxes ``(N, S, 4)``, scores ``(N, S)``, and ``(N, S)`` labels, or levels for RPN. For RTMDet-Ins, also the
             kernels ``(N, S, P)`` of their masks, and their points with strides ``(N, S, 4)``.
         """
-        head, cfg, all_logits = self.dense, self.dense.test_cfg, outputs[0]
+        head, cfg, (all_logits, *others) = self.dense, self.dense.test_cfg, outputs
+        widths = [4, head.num_gen_params] if self.dynamic else [4]
+        if len(others) != len(widths):
+            raise UsageError(
+                f'the head {type(head).__name__} cannot be exported: it does not return scores and boxes only.'
+            )
         images = all_logits[0].shape[0]  # len() would make the batch size a constant
         all_priors = head.prior_generator.grid_priors(
             [x.shape[2:] for x in all_logits],
@@ -244,9 +250,7 @@ class DetectorGraph(nn.Module):
             **(dict(with_stride=True) if self.dynamic else {}),
         )
         found = []
-        for level, (logits, priors, *maps) in enumerate(
-            zip(all_logits, all_priors, *outputs[1 : 3 if self.dynamic else 2])
-        ):
+        for level, (logits, priors, *maps) in enumerate(zip(all_logits, all_priors, *others)):
             logits = logits.float().permute(0, 2, 3, 1).reshape(images, -1, head.cls_out_channels)
             scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
             classes = scores.shape[2]
@@ -257,8 +261,6 @@ class DetectorGraph(nn.Module):
             scores, index = scores.topk(count)
             place = index // classes
             groups = torch.full_like(index, level) if self.two_stage else index % classes
-            # Deltas of a box, and the kernels of its mask.
-            widths = [4, head.num_gen_params] if self.dynamic else [4]
             parts = [
                 _take(x.float().permute(0, 2, 3, 1).reshape(images, -1, width), place) for x, width in zip(maps, widths)
             ]
