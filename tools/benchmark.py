@@ -34,7 +34,7 @@ from mmcasvit.benchmark.pipeline import ORDER, measure_pipeline, pipeline_in_wor
 from mmcasvit.benchmark.preparation import count_variant
 from mmcasvit.benchmark.published import PUBLISHED
 from mmcasvit.benchmark.scaling import curves_of, fit_exponents, scaling_table, split_feasible
-from mmcasvit.benchmark.step_memory import measure_step, memory_in_words, memory_rows
+from mmcasvit.benchmark.step_memory import TrainingStep, memory_in_words, memory_rows
 from mmcasvit.benchmark.steps import measure_steps, step_table
 from mmcasvit.benchmark.summary import comparison_text, settings_in_words
 from mmcasvit.benchmark.training import training_runner
@@ -364,7 +364,7 @@ def memory(args):
             check_data(cfg, 'train')
         except UsageError as error:
             raise UsageError(f'{error}. With --size HxW, random images are measured.') from error
-    found = measure_step(cfg, args.size)
+    found = TrainingStep(cfg, args.size).memory()
     rows = memory_rows(found, args.batch)
     write_files(args, rows)
     return f'{Path(args.config).name}: {memory_in_words(found)}.\n\n{markdown(rows)}'

@@ -1,8 +1,9 @@
-"""Memory that a training step of a config needs, measured with small batches before a run."""
+"""Memory and time that a training step of a config needs, measured with small batches before a run."""
 
 import copy
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmcasvit.apis.model import get_model
 from mmcasvit.datasets.sources import read_data_as_data
+from mmcasvit.models.memory_format import to_channels_last
 from mmcasvit.plugin.random_data import random_batch
 from mmcasvit.plugin.trial import simulated_run
 from mmcasvit.utils.errors import UsageError
@@ -50,45 +52,74 @@ class StepMemory:
         return self.fixed + batch_size * self.per_image
 
 
-def step_memory(cfg: Config, batch_size: int, size: tuple[int, int] | None = None) -> int:
-    """Return the bytes that a training step needs at its peak, see :func:`measure_step`."""
-    return measure_step(cfg, size).at(batch_size)
+class TrainingStep:
+    """Training step of a config with a few images, to be measured before a run.
 
-
-def measure_step(cfg: Config, size: tuple[int, int] | None = None) -> StepMemory:
-    """Measure the memory of training steps with one and two images, which other batches follow linearly.
-
-    A step is that of a run: preprocessing, forward and backward pass, and the optimizer of the config. What counts is
-    what PyTorch allocates for tensors, at the peak. Scratch space of libraries, such as cuDNN's or oneDNN's, and the
-    processes that load images come on top. The device is the GPU if there is one. Without one, a config for mixed
-    precision is measured in fp32.
+    A step is that of a run: preprocessing, forward and backward pass, and the optimizer of the config. The device is
+    the GPU if there is one. Without one, a config for mixed precision is measured in fp32.
 
     Args:
         cfg: A config of mmdet or mmseg. Its weights are neither read nor needed.
         size: Height and width of random images. By default, images come from the training data of the config, through
-            its pipeline, and the largest of a few count.
+            its pipeline.
 
     Raises:
         UsageError: If no training image can be read.
     """
-    cfg = copy.deepcopy(cfg)
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if size is not None and cfg.default_scope == 'mmseg':
-        (cfg.model.get('data_preprocessor') or {}).update(size=size)
-    model = revert_sync_batchnorm(get_model(cfg)).to(device).train()
-    if device == 'cpu':
-        cfg.optim_wrapper.type = 'OptimWrapper'
-        for name in ('dtype', 'loss_scale'):
-            cfg.optim_wrapper.pop(name, None)
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    samples = _real_samples(cfg) if size is None else _random_samples(cfg, size)
-    with simulated_run():
-        try:
-            return _measure(model, optimizer, samples, (1, 2), device)
-        except ValueError as error:
-            if 'Expected more than 1 value per channel' not in str(error):
-                raise
-            return _measure(model, optimizer, samples, (2, 3), device)  # a BatchNorm after global pooling
+
+    def __init__(self, cfg: Config, size: tuple[int, int] | None = None):
+        cfg = copy.deepcopy(cfg)
+        self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        if size is not None and cfg.default_scope == 'mmseg':
+            (cfg.model.get('data_preprocessor') or {}).update(size=size)
+        self.model = revert_sync_batchnorm(get_model(cfg)).to(self.device).train()
+        if any(hook['type'] == 'mmcasvit.ChannelsLastHook' for hook in cfg.get('custom_hooks', ())):
+            to_channels_last(self.model)
+        if self.device == 'cpu':
+            cfg.optim_wrapper.type = 'OptimWrapper'
+            for name in ('dtype', 'loss_scale'):
+                cfg.optim_wrapper.pop(name, None)
+        self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
+        self.samples = _real_samples(cfg) if size is None else _random_samples(cfg, size)
+
+    def memory(self) -> StepMemory:
+        """Measure the memory of steps with one and two images, which other batches follow linearly.
+
+        What counts is what PyTorch allocates for tensors, at the peak, with the largest of the images. Scratch space of
+        libraries, such as cuDNN's or oneDNN's, and the processes that load images come on top.
+        """
+        with simulated_run():
+            try:
+                return _measure(self.model, self.optimizer, self.samples, (1, 2), self.device)
+            except ValueError as error:
+                if 'Expected more than 1 value per channel' not in str(error):
+                    raise
+                return _measure(self.model, self.optimizer, self.samples, (2, 3), self.device)  # after global pooling
+
+    def seconds_per_image(self, images: int, limit: float) -> float:
+        """Return the seconds for each image of the quickest step, since other programs may slow some of them.
+
+        Args:
+            images: Number of images of a step.
+            limit: Seconds after which no further step is taken. Two are taken in any case, since the first one
+                prepares, and six at most.
+
+        Raises:
+            UsageError: If the loss of the first step is NaN or infinite.
+        """
+        samples = [self.samples[number % len(self.samples)] for number in range(images)]
+        times: list[float] = []
+        with simulated_run():
+            while len(times) < 2 or (len(times) < 6 and sum(times) < limit):
+                batch = copy.deepcopy(pseudo_collate(samples))
+                start = time.perf_counter()
+                loss = float(self.model.train_step(batch, self.optimizer)['loss'])  # which waits for a GPU
+                times.append(time.perf_counter() - start)
+                if len(times) == 1 and not math.isfinite(loss):
+                    raise UsageError(
+                        f'the loss of the first step is {loss}. Look at the labels: tools/check_dataset.py.'
+                    )
+        return min(times) / images
 
 
 def _real_samples(cfg: Config) -> list[dict]:
@@ -121,7 +152,8 @@ def _measure(
 
 def _peak(model: BaseModel, optimizer: OptimWrapper, batch: dict, device: str) -> int:
     """Return the bytes at the peak of a step, after one that creates the state of the optimizer."""
-    model.train_step(copy.deepcopy(batch), optimizer)
+    if device == 'cuda' or not optimizer.optimizer.state:
+        model.train_step(copy.deepcopy(batch), optimizer)
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         model.train_step(copy.deepcopy(batch), optimizer)

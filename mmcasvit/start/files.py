@@ -127,12 +127,16 @@ def list_files(root: Path, leave_out: Path) -> Files:
         raise UsageError(f'folder of data not found: {root.absolute()}')
     files = Files(Path(os.path.abspath(root)))
     unwanted = os.path.abspath(leave_out)
-    for folder, folders, names in os.walk(files.root):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(('.', '__MACOSX')) and os.path.join(folder, name) != unwanted
-        )
+    seen = {os.path.realpath(files.root)}
+    for folder, folders, names in os.walk(files.root, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            path, real = os.path.join(folder, name), os.path.realpath(os.path.join(folder, name))
+            # A link may lead back to a folder that holds it.
+            if not name.startswith(('.', '__MACOSX')) and path != unwanted and real not in seen:
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
         for name in sorted(names):
             if not name.startswith('.') and os.path.isfile(os.path.join(folder, name)):
                 files.add(Path(folder, name))
@@ -173,6 +177,9 @@ def read_lines(path: Path) -> list[str]:
 def listed_splits(files: Files, labeled: Iterable[Path], prefer: str = '') -> dict[Path, str]:
     """Return the splits of labeled images that lists such as ``ImageSets/Main/train.txt`` name.
 
+    Where only other splits have a list, the images in none are for training. A list of training images and nothing else
+    chooses images, but splits nothing.
+
     Args:
         files: Files of the folder.
         labeled: Images with labels.
@@ -203,6 +210,8 @@ def listed_splits(files: Files, labeled: Iterable[Path], prefer: str = '') -> di
         if 'train' not in best:
             best['train'] = dict.fromkeys(best['trainval'], 'train')
         del best['trainval']
-    if len(best) == 1:  # a single list chooses images but splits nothing
-        return dict.fromkeys(next(iter(best.values())), '')
+    if list(best) == ['train']:
+        return dict.fromkeys(best['train'], '')
+    if best and 'train' not in best:
+        best['train'] = dict.fromkeys(by_name.values(), 'train')
     return {path: split for split in reversed(SPLITS) for path, split in best.get(split, {}).items()}

@@ -1,31 +1,22 @@
 """What a training step needs on this machine: measured on a few of the images themselves."""
 
 import contextlib
-import copy
 import io
-import math
-import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, init_default_scope
 
-from mmcasvit.apis.model import get_model
 from mmcasvit.apis.options import has_accelerator
-from mmcasvit.benchmark.step_memory import measure_step
-from mmcasvit.datasets.config import leaf_datasets
-from mmcasvit.models.memory_format import to_channels_last
-from mmcasvit.utils.errors import UsageError
+from mmcasvit.benchmark.step_memory import TrainingStep
 from mmcasvit.utils.timing import cores
 
 # Room for scratch space of libraries and for images that are larger than those of the measurement.
 _SLACK = 1.2
-# Images and most seconds of the steps that are timed. Two steps are made in any case, since the first one prepares.
+# Images of a step that is timed, and most seconds of such steps.
 _IMAGES, _SECONDS = 4, 2
 
 
@@ -88,8 +79,8 @@ def this_machine() -> Machine:
     return Machine(accelerated, workers, _free_memory())
 
 
-def measure(cfg: Config, machine: Machine) -> None:
-    """Take training steps with a few images of the data, and note their time and memory.
+def measure_time(cfg: Config, machine: Machine) -> TrainingStep:
+    """Take training steps with a few images of the data, note their time, and return the step, for its memory.
 
     Args:
         cfg: Complete config.
@@ -98,34 +89,22 @@ def measure(cfg: Config, machine: Machine) -> None:
     Raises:
         UsageError: If no image can be read, or the loss is NaN or infinite.
     """
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # of pycocotools and mmseg
+    with _quiet():
+        step = TrainingStep(cfg)
+        machine.seconds_per_image = step.seconds_per_image(_IMAGES, _SECONDS)
+    return step
+
+
+def measure_memory(step: TrainingStep, machine: Machine) -> None:
+    """Note the memory of a training step."""
+    with _quiet():
+        memory = step.memory()
+    machine.fixed, machine.per_image = memory.fixed, memory.per_image
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what pycocotools and mmseg print."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        memory = measure_step(cfg)
-        machine.fixed, machine.per_image = memory.fixed, memory.per_image
-        machine.seconds_per_image = _time_step(cfg)
-
-
-def _time_step(cfg: Config) -> float:
-    """Return the seconds that a training step takes for each image."""
-    init_default_scope(cfg.default_scope)
-    leaf = next(leaf_datasets(cfg.train_dataloader.dataset)).copy()
-    leaf['indices'] = 4 * _IMAGES
-    dataset = DATASETS.build(leaf)
-    samples = [sample for number in range(min(len(dataset), _IMAGES)) if (sample := dataset[number])]
-    samples = (samples * _IMAGES)[:_IMAGES]
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = revert_sync_batchnorm(get_model(cfg)).to(device).train()
-    if any(hook['type'] == 'mmcasvit.ChannelsLastHook' for hook in cfg.custom_hooks):
-        to_channels_last(model)
-    times: list[float] = []
-    while len(times) < 2 or (len(times) < 6 and sum(times) < _SECONDS):
-        start = time.perf_counter()
-        data = model.data_preprocessor(pseudo_collate(copy.deepcopy(samples)), True)
-        loss, _ = model.parse_losses(model(**data, mode='loss'))
-        loss.backward()
-        if not math.isfinite(loss.item()):
-            raise UsageError(
-                f'the loss of the first step is {loss.item()}. Look at the labels: tools/check_dataset.py.'
-            )
-        times.append(time.perf_counter() - start)
-    return min(times) / _IMAGES  # another program may have slowed the others
+        yield

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from .files import Files, listed_splits, read_lines
 IGNORED = 255
 # A mask has no more values, or colors, than this.
 _MOST_VALUES = 256
+# A color 0xRRGGBB with three equal channels is a multiple of this.
+_GRAY = 0x010101
 # Pillow's modes of masks whose classes are colors.
 _COLOR_MODES = ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')
 _MASK_WORDS = re.compile(
@@ -129,8 +132,8 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
     pairs, lacking = [], []
     for mask, part in parts.items():
         if part and mask.stem.replace(part, '*', 1) == usual:
-            found = by_stem[part]
-            image = files.nearest(found, mask)
+            strange = {path: _strangeness(files.relative(path)) for path in by_stem[part]}
+            image = files.nearest([path for path in strange if strange[path] == min(strange.values())], mask)
             pairs.append((image, mask, files.split(mask) or files.split(image)))
         else:
             lacking.append(mask)
@@ -154,7 +157,7 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
 
 def _strangeness(path: str) -> int:
     """Return how unlikely the name of a file or folder is for masks of classes."""
-    return len(re.findall(r'object|instance|color|panoptic|depth|edge|bound', path, re.IGNORECASE))
+    return len(re.findall(r'object|instance|color|panoptic|depth|edge|bound|visuali|overlay', path, re.IGNORECASE))
 
 
 def _choose_masks(files: Files, pairs: list[tuple[Path, Path, str]]) -> list[tuple[Path, Path, str]]:
@@ -244,8 +247,8 @@ def _text_table(file: Path) -> list[list[str]]:
 def _find_names(files: Files) -> tuple[dict[int, str], Path | None]:
     """Return the names of values or colors that a file of the folder gives, and the file.
 
-    Known are Roboflow's ``_classes.csv``, CVAT's ``labelmap.txt``, CamVid's ``class_dict.csv``, JSON files with a list
-    or a table of names, and lists of names.
+    Known are Roboflow's ``_classes.csv``, CVAT's ``labelmap.txt``, CamVid's ``class_dict.csv`` and
+    ``label_colors.txt``, JSON files with a list or a table of names, and lists of names.
     """
     for file in files.labels['.csv']:
         try:
@@ -257,11 +260,14 @@ def _find_names(files: Files) -> tuple[dict[int, str], Path | None]:
         if rows and [cell.lower() for cell in rows[0][1:4]] == ['r', 'g', 'b']:
             return {_color(row[1:4]): row[0] for row in rows[1:] if len(row) >= 4}, file
     for file in files.labels['.txt']:
-        if re.fullmatch(r'label_?map|label_?colors|class(es)?|codes|labels|names|_?classes', file.stem.lower()):
+        if re.fullmatch(r'label_?(map|colors)|_?classes|class(_?names)?|codes|labels|names', file.stem.lower()):
             lines = [line for line in read_lines(file) if not line.startswith('#')]
             colored = [re.fullmatch(r'(.*?)[:\s]\s*(\d+)[,\s]+(\d+)[,\s]+(\d+)(:.*)?', line) for line in lines]
             if lines and all(colored):
                 return {_color(found.group(2, 3, 4)): found.group(1).strip() for found in colored if found}, file
+            colored = [re.fullmatch(r'(\d+)[,\s]+(\d+)[,\s]+(\d+)[,:\s]+(\D.*)', line) for line in lines]
+            if lines and all(colored):
+                return {_color(found.group(1, 2, 3)): found.group(4) for found in colored if found}, file
             numbered = [re.fullmatch(r'(\d+)[\s:,]+(.+)', line) for line in lines]
             if lines and all(numbered):
                 return {int(found.group(1)): found.group(2) for found in numbered if found}, file
@@ -291,7 +297,8 @@ def _list_of_names(files: Files, table: Path | None) -> list[str] | dict[int, st
                 if all(isinstance(number, int) for number in content.values()):
                     return {number: str(name) for name, number in content.items()}
     if table and table.suffix.lower() == '.txt':
-        return [line for line in read_lines(table) if not line.startswith('#')]
+        # LabelMe's list begins with what its program leaves out.
+        return [line for line in read_lines(table) if not line.startswith('#') and line != '__ignore__']
     return []
 
 
@@ -309,18 +316,44 @@ def explain(files: Files, masks: Masks, classes: Sequence[str], zero: str) -> Me
     """
     known, file = _find_names(files)
     if masks.colored:
-        return _explain_colors(masks, known, file, classes, zero)
+        gray = {color & 255: count for color, count in masks.values.items() if color == (color & 255) * _GRAY}
+        if len(gray) < len(masks.values) or max(known, default=0) > IGNORED:
+            return _explain_colors(masks, known, file, classes, zero)
+        meaning = explain(files, Masks(masks.pairs, Counter(gray)), classes, zero)  # three channels of the same values
+        meaning.labels = {value * _GRAY: label for value, label in meaning.labels.items()}
+        return meaning
     values = sorted(masks.values)
     if values in ([0, IGNORED], [IGNORED]):  # black and white
         pair = list(classes) if len(classes) == 2 else ['background', *(classes or ['foreground'])]
         if zero == 'ignore' or len(pair) != 2:
             raise UsageError('masks with only 0 and 255 have two classes: --classes BACKGROUND FOREGROUND.')
         return Meaning(pair, {0: 0, IGNORED: 1}, note='the masks are black and white: 255 is the foreground')
-    used = [value for value in values if value != IGNORED]
     names: list[str] | dict[int, str] = list(classes) or known or _list_of_names(files, file)
+    if not isinstance(names, dict) and _are_levels(values):
+        return _explain_levels(values, names, zero)
+    used = [value for value in values if value != IGNORED]
     if isinstance(names, dict):
         return _explain_named(files, masks, used, names, zero)
     return _explain_listed(files, masks, used, names, zero)
+
+
+def _are_levels(values: list[int]) -> bool:
+    """Return whether values are shades that one can see, such as 0, 128, and 255, rather than numbers of classes."""
+    return len(values) > 1 and min(high - low for low, high in pairwise(values)) >= 32
+
+
+def _explain_levels(values: list[int], names: list[str], zero: str) -> Meaning:
+    kept = values[1:] if zero == 'ignore' and values[0] == 0 else values
+    if names and len(names) != len(kept):
+        raise UsageError(
+            f'the masks have {len(kept)} gray levels ({", ".join(map(str, kept))}), but there are {len(names)} names. '
+            'Give one for each: --classes NAME ...'
+        )
+    named = dict(zip(kept, names or [f'class_{value}' for value in kept]))
+    if zero == 'background' and not names and 0 in named:
+        named[0] = 'background'
+    labels = {value: kept.index(value) if value in kept else IGNORED for value in values}
+    return Meaning(list(named.values()), labels, note='gray levels of the masks are the classes')
 
 
 def _explain_named(files: Files, masks: Masks, used: list[int], names: dict[int, str], zero: str) -> Meaning:
@@ -359,10 +392,15 @@ def _explain_listed(files: Files, masks: Masks, used: list[int], names: list[str
         elif not zero:
             zero, note = _likely_zero(files, masks)
         first = int(zero == 'ignore')
-        names = [f'class_{value}' for value in range(first, top + 1)]
+        # A value without a name and a pixel is not a class.
+        named = {value: f'class_{value}' for value in used if value >= first}
         if zero == 'background':
-            names[0] = 'background'
-    elif not zero:
+            named[0] = 'background'
+        kept = sorted(named)
+        labels = {value: kept.index(value) if value in named else IGNORED for value in used}
+        reduce_zero = first == 1 and kept == list(range(1, top + 1))
+        return Meaning([named[value] for value in kept], {**labels, IGNORED: IGNORED}, reduce_zero, note=note)
+    if not zero:
         if 0 not in used and top == len(names):
             zero, note = 'ignore', '0 is in no mask: the names count from 1'
         elif top < len(names):
@@ -417,7 +455,6 @@ def _explain_colors(
 ) -> Meaning:
     """Explain masks whose classes have colors."""
     colors = [color for color in known if max(known) > IGNORED] or sorted(masks.values)
-    gray = all(color >> 16 == color >> 8 & 255 == color & 255 for color in colors)
     names = {color: known.get(color, '') for color in colors}
     if unknown := [color for color in masks.values if color not in names]:
         raise UsageError(f'the masks have the color #{unknown[0]:06x}, which {file} does not name.')
@@ -434,5 +471,4 @@ def _explain_colors(
         names[color] = classes[number] if classes else names[color] or default
     labels = {color: used.index(color) if color in used else IGNORED for color in colors}
     palette = [(color >> 16, color >> 8 & 255, color & 255) for color in used]
-    note = f'{"gray levels" if gray else "colors"} of the masks are the classes'
-    return Meaning([names[color] for color in used], labels, colors=palette, note=note)
+    return Meaning([names[color] for color in used], labels, colors=palette, note='colors of the masks are the classes')

@@ -106,6 +106,8 @@ def _choose_layout(files: Files, options: Options) -> tuple[str, list[Path]]:
     found = find_layouts(files, 'semantic' if options.layout == 'masks' else options.task)
     if options.task == 'semantic' and 'masks' in found and not options.layout:
         found = dict(masks=found['masks'])
+    if not options.layout and {'coco', 'voc', 'yolo', 'labelme'} & found.keys():
+        found.pop('csv', None)  # a table made from the other labels, or of other things
     if options.layout:
         if options.layout not in found:
             raise UsageError(

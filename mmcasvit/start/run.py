@@ -21,7 +21,7 @@ from mmcasvit.utils.text import shorten
 from mmcasvit.weights.checkpoint import read_ahead
 
 from .config import METRICS, NAMES, base_of, is_edited, write_config
-from .machine import measure, this_machine
+from .machine import measure_memory, measure_time, this_machine
 from .prepare import Data, Options, prepare, write_json, write_text
 from .recipe import MODELS, Choices, affordable_size, choose_schedule, choose_shape
 
@@ -137,11 +137,12 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     lines.insert(0, _found(data))
     harmless = sum(len(d.problems) for d in datasets)
     lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
-    measure(cfg, machine)
+    step = measure_time(cfg, machine)
     if limit := affordable_size(data, choices, machine, recipe):
         recipe = choose_shape(data, choices, machine, limit)
         choose_schedule(data, choices, machine, recipe)
-        measure(_load(write_config(data, choices, recipe, out)), machine)
+        step = measure_time(_load(write_config(data, choices, recipe, out)), machine)
+    measure_memory(step, machine)
     choose_schedule(data, choices, machine, recipe)
     write_text(config, write_config(data, choices, recipe, out))
     load_config(str(config))

@@ -1,6 +1,7 @@
 """Memory of a training step: what small batches say about larger ones, and what a process really takes."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from helpers.repository import ROOT, write_tiny_config
 from mmcasvit.apis.config import load_config
 from mmcasvit.benchmark import step_memory
 from mmcasvit.benchmark.memory import peak_memory
-from mmcasvit.benchmark.step_memory import measure_step, memory_in_words, memory_rows
+from mmcasvit.benchmark.step_memory import TrainingStep, memory_in_words, memory_rows
 from mmcasvit.benchmark.variants import Variant
+from mmcasvit.utils.errors import UsageError
 
 SIZE = (192, 192)
 
@@ -24,19 +26,19 @@ def segmentor(tmp_path_factory):
 @pytest.mark.slow
 def test_a_larger_batch_needs_what_small_ones_say(segmentor, monkeypatch):
     cfg = load_config(segmentor)
-    found = measure_step(cfg, SIZE)
+    found = TrainingStep(cfg, SIZE).memory()
     assert (found.batches, found.size) == ((1, 2), SIZE)
     measure = step_memory._measure
     monkeypatch.setattr(step_memory, '_measure', lambda *args: measure(*args[:3], (6, 7), args[-1]))
-    assert found.at(6) == pytest.approx(measure_step(cfg, SIZE).at(6), rel=0.05)
-    larger = measure_step(cfg, tuple(2 * side for side in SIZE))
+    assert found.at(6) == pytest.approx(TrainingStep(cfg, SIZE).memory().at(6), rel=0.05)
+    larger = TrainingStep(cfg, tuple(2 * side for side in SIZE)).memory()
     assert larger.per_image == pytest.approx(4 * found.per_image, rel=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='read from the kernel of Linux')
 def test_a_process_takes_about_as_much(segmentor):
-    found = measure_step(load_config(segmentor), SIZE)
+    found = TrainingStep(load_config(segmentor), SIZE).memory()
     real = peak_memory(Variant(segmentor, mode='train', size=SIZE, batch=6, threads=1))
     moments = 2 * real.weights  # of AdamW, which that pass has not
     assert found.at(6) == pytest.approx(real.total + moments, rel=0.2)
@@ -44,8 +46,29 @@ def test_a_process_takes_about_as_much(segmentor):
 
 @pytest.mark.slow
 def test_the_images_of_the_data_are_used(segmentor, shapes):
-    found = measure_step(load_config(segmentor, dict(data_root=str(shapes / 'ade'))))
+    found = TrainingStep(load_config(segmentor, dict(data_root=str(shapes / 'ade')))).memory()
     assert found.size == (64, 96)
+
+
+@pytest.mark.parametrize('seconds, steps', [(0.5, 4), (5, 2), (0.01, 6)])
+def test_the_quickest_of_a_few_steps_counts(monkeypatch, seconds, steps):
+    now, taken, losses = [0.0], [], [1.0]
+
+    def train_step(batch, optimizer):
+        taken.append(len(batch))
+        now[0] += seconds * (2 if len(taken) == 1 else 1)
+        return dict(loss=losses[0] if len(taken) == 1 else float('nan'))
+
+    step = step_memory.TrainingStep.__new__(step_memory.TrainingStep)
+    step.model, step.optimizer, step.samples = SimpleNamespace(train_step=train_step), None, [1, 2]
+    monkeypatch.setattr(step_memory.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(step_memory, 'pseudo_collate', list)
+    assert step.seconds_per_image(4, 2) == pytest.approx(seconds / 4)
+    assert taken == [4] * steps
+    taken.clear()
+    losses[0] = float('inf')
+    with pytest.raises(UsageError, match='loss of the first step is inf'):
+        step.seconds_per_image(4, 2)
 
 
 def test_a_norm_that_needs_two_images_gets_them(monkeypatch):
@@ -63,7 +86,7 @@ def test_a_norm_that_needs_two_images_gets_them(monkeypatch):
     cfg = step_memory.Config(
         dict(model={}, default_scope='mmdet', optim_wrapper=dict(optimizer=dict(type='SGD', lr=1)))
     )
-    found = measure_step(cfg, (8, 8))
+    found = TrainingStep(cfg, (8, 8)).memory()
     assert tried == [(1, 2), (2, 3)]
     assert memory_in_words(found).startswith('1 MiB and 1024 MiB for each image of 8x8, from steps with 2 and 3 images')
     assert memory_rows(found, [4])[0]['memory, GiB'] == pytest.approx(4 + 2**-10)

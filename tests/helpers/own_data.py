@@ -79,12 +79,15 @@ def coco_roboflow(root):
 
 
 def coco_cvat(root):
-    """One file without a split, images in a folder that it does not name, and files with a byte order mark."""
+    """One file without a split and sizes, images in a folder that it does not name, and a byte order mark."""
     drawn = draw()
     names = [save(root / 'images' / 'default', f'{d.number}.PNG', d.image).name for d in drawn]
     file = root / 'annotations' / 'instances_default.json'
     write_coco(file, drawn, [f'C:\\photos\\{name}' for name in names])
-    file.write_text('\ufeff' + file.read_text(), encoding='utf-8')
+    content = json.loads(file.read_text())
+    for image in content['images']:
+        del image['width'], image['height']
+    file.write_text('\ufeff' + json.dumps(content), encoding='utf-8')
 
 
 VOC = """<annotation><folder>x</folder><filename>{file}</filename>
@@ -120,6 +123,12 @@ def voc_flat(root):
         save(root / 'my photos', name, d.image)
         if d.boxes:
             write_xml(root / 'labels (xml)' / f'Füchse im Wald {d.number}.xml', d, name)
+
+
+def voc_with_table(root):
+    """XML next to the images, and a table that was made of them."""
+    voc_flat(root)
+    (root / 'labels.csv').write_text('filename,cell_type,xmin,xmax,ymin,ymax\nFüchse im Wald 1.jpeg,cat,1,9,1,9\n')
 
 
 def rows(boxes, first=0, outlines=False):
@@ -312,6 +321,26 @@ def masks_binary(root):
         save(root / 'image', f'{d.number}.tif', d.image)
         (root / 'label').mkdir(exist_ok=True)
         cv2.imwrite(str(root / 'label' / f'{d.number}.tif'), np.where(labels_of(d) > 0, 255, 0).astype(np.uint8))
+
+
+def masks_gray(root):
+    """Gray masks saved in three channels, a list of names, and a list of the validation images only."""
+    drawn = draw()
+    for d in drawn:
+        save(root / 'images', f'{d.number}.jpg', d.image)
+        save(root / 'labels', f'{d.number}_P.png', np.repeat(labels_of(d)[..., None], 3, 2))
+    (root / 'codes.txt').write_text('\n'.join(('ground', *NAMES)) + '\n')
+    (root / 'valid.txt').write_text(''.join(f'{d.number}.jpg\n' for d in drawn[7:]))
+
+
+def masks_levels(root):
+    """Classes as gray levels from black to white, in a folder that is a link."""
+    for d in draw():
+        save(root / '.kept', f'{d.number}.jpg', d.image)
+        (root / 'masks').mkdir(exist_ok=True)
+        Image.fromarray(labels_of(d) * 85).save(root / 'masks' / f'{d.number}.png')
+    (root / 'images').symlink_to(root / '.kept')
+    (root / 'masks' / 'back').symlink_to(root)
 
 
 def masks_jpeg(root):

@@ -24,6 +24,7 @@ BOXES = [
     (own_data.coco_cvat, 'instances', NAMES, (8, 2, 0), True),
     (own_data.voc, 'detect', NAMES, (7, 3, 0), True),
     (own_data.voc_flat, 'detect', NAMES, (8, 2, 0), True),
+    (own_data.voc_with_table, 'detect', NAMES, (8, 2, 0), True),
     (own_data.yolo, 'detect', NAMES, (7, 3, 0), True),
     (own_data.yolo_roboflow, 'instances', NAMES, (6, 2, 2), True),
     (own_data.yolo_lists, 'detect', NAMES, (7, 3, 0), True),
@@ -40,6 +41,8 @@ MASKS = [
     (own_data.masks_colored, ['background', *NAMES], (7, 3, 0), True, 0),
     (own_data.masks_palette, ['class_0', 'class_1', 'class_2', 'class_3'], (8, 2, 0), False, 0),
     (own_data.masks_binary, ['background', 'foreground'], (8, 2, 0), True, 0),
+    (own_data.masks_gray, ['ground', *NAMES], (7, 3, 0), True, 0),
+    (own_data.masks_levels, ['class_0', 'class_85', 'class_170', 'class_255'], (8, 2, 0), True, 0),
     (own_data.masks_jpeg, ['background', 'foreground'], (8, 2, 0), True, 0),
     (own_data.masks_cityscapes, ['class_0', 'class_1', 'class_2', 'class_3'], (7, 3, 0), False, 0),
 ]

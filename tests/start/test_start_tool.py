@@ -4,6 +4,11 @@ import pytest
 from helpers import own_data
 from mmengine.config import Config
 
+from mmcasvit.benchmark.step_memory import StepMemory
+from mmcasvit.start import machine, run
+from mmcasvit.start.prepare import Options
+from mmcasvit.start.recipe import Choices
+
 QUICK = ('--epochs', 2, '--batch', 4, '--workers', 1)
 
 
@@ -44,6 +49,30 @@ def test_faults_stop_the_start_and_are_left_out_on_request(run_tool, data, tmp_p
     done = run_tool('start.py', data, *QUICK, '--fix', cwd=tmp_path)
     assert 'images: train 6, val 3' in done.stdout
     assert {path: path.read_bytes() for path in data.rglob('*') if path.is_file()} == before
+
+
+@pytest.mark.parametrize('limit, built', [(None, [64]), (32, [64, 32])])
+def test_memory_is_measured_once_at_the_size_of_the_training(data, tmp_path, monkeypatch, limit, built):
+    sizes, measured = [], []
+
+    class Step:
+        def __init__(self, cfg):
+            sizes.append(cfg.scale[0])
+
+        def seconds_per_image(self, images, seconds):
+            return 0.5
+
+        def memory(self):
+            measured.append(sizes[-1])
+            return StepMemory(2**28, 2**27, (8, 8), (1, 2), 'cpu')
+
+    monkeypatch.setattr(machine, 'TrainingStep', Step)
+    monkeypatch.setattr(run, 'affordable_size', lambda *args: limit)
+    started = run.start(data, tmp_path / 'out', Options(), Choices('', minutes=2), False, False, 1)
+    assert (sizes, measured) == (built, built[-1:])
+    assert '(measured: 128 MiB an image and 256 MiB besides)' in started.text
+    assert f'at {built[-1]} pixels' in started.text
+    assert '(2.00 images/s)' in started.text
 
 
 @pytest.mark.parametrize(

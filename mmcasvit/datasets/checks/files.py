@@ -144,7 +144,12 @@ def _check_image(data: CheckedDataset, sample: Sample, report: FileReport) -> No
         data.add('unreadable_image', sample.image, report.error, **about)
     elif report.turned and report.format == 'WEBP':
         data.add('orientation', sample.image, 'OpenCV and Pillow rotate a WebP image differently', **about)
-    elif report.turned and sample.mask and 'ignore_orientation' not in repr(data.config.get('pipeline')):
+    elif (
+        report.turned
+        and sample.mask
+        and not (report.rotated and report.mask_size == report.size)  # the mask was drawn on the turned image
+        and 'ignore_orientation' not in repr(data.config.get('pipeline'))
+    ):
         data.add('orientation', sample.image, f'its mask is not: {sample.mask}', mask=sample.mask, **about)
     elif sample.size and report.size and report.size != sample.size:
         rotated = ' after the rotation in its EXIF entry' if report.rotated else ''

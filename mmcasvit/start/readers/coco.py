@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcasvit.datasets.outlines import is_coordinate
-from mmcasvit.start.files import Files, split_of
+from mmcasvit.datasets.outlines import is_coordinate, is_side
+from mmcasvit.start.files import Files, image_size, split_of
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.text import shorten
 
@@ -71,6 +71,9 @@ def _coco_part(files: Files, split: str, file: Path, notes: list[str]) -> Part:
         for number, path in enumerate(located):
             if path:
                 images[number] = dict(images[number], file_name=files.relative(path))
+    for number, (image, path) in enumerate(zip(images, located)):
+        if path and not (is_side(image.get('width')) and is_side(image.get('height'))) and (size := image_size(path)):
+            native, images[number] = False, dict(image, width=size[0], height=size[1])
     if missing := sum(path is None for path in located):
         notes.append(f'{missing} of {len(images)} images of {files.relative(file)} are not in the folder')
     for number, entry in enumerate(content['annotations']):

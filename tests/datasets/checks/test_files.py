@@ -114,6 +114,8 @@ IGNORING = dict(pipeline=[dict(type='LoadImageFromFile', imdecode_backend='ignor
         (dict(error='broken'), ['unreadable_image']),
         (dict(turned=True), ['orientation']),
         (dict(turned=True, config=IGNORING), []),
+        (dict(turned=True, rotated=True), []),  # the mask has the size of the turned image
+        (dict(turned=True, rotated=True, mask_size=(4, 6)), ['orientation', 'mask_size']),
         (dict(turned=True, mask=False), []),
         (dict(turned=True, mask=False, format='WEBP'), ['orientation']),
         (dict(mask=False, format='WEBP'), []),
