@@ -92,7 +92,7 @@ def write_config(data: Data, choices: Choices, recipe: Recipe, out: Path) -> str
     sections = [
         _comment(
             f'{NAMES[choices.model]} with CAS-ViT {choices.arch} for {data.root}, written by tools/start.py: '
-            f'{data.layout} with {len(data.classes)} classes, '
+            f'{data.layout} with {len(data.classes)} class{"es" * (len(data.classes) > 1)}, '
             + ', '.join(f'{count} images for {split}' for split, count in data.counts.items())
             + '. It is yours: change what you like.'
         )

@@ -177,8 +177,7 @@ def read_lines(path: Path) -> list[str]:
 def listed_splits(files: Files, labeled: Iterable[Path], prefer: str = '') -> dict[Path, str]:
     """Return the splits of labeled images that lists such as ``ImageSets/Main/train.txt`` name.
 
-    Where only other splits have a list, the images in none are for training. A list of training images and nothing else
-    chooses images, but splits nothing.
+    Where only other splits have a list, the images in none are for training.
 
     Args:
         files: Files of the folder.
@@ -210,8 +209,9 @@ def listed_splits(files: Files, labeled: Iterable[Path], prefer: str = '') -> di
         if 'train' not in best:
             best['train'] = dict.fromkeys(best['trainval'], 'train')
         del best['trainval']
-    if list(best) == ['train']:
-        return dict.fromkeys(best['train'], '')
+    listed = {path: '' for paths in best.values() for path in paths}
     if best and 'train' not in best:
-        best['train'] = dict.fromkeys(by_name.values(), 'train')
+        best['train'] = {path: 'train' for path in by_name.values() if path not in listed}
+    if listed.keys() == (best.get('train') or listed).keys():  # a single list chooses images but splits nothing
+        return listed
     return {path: split for split in reversed(SPLITS) for path, split in best.get(split, {}).items()}

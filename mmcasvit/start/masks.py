@@ -143,11 +143,11 @@ def _pair(files: Files, images: Sequence[Path], masks: Sequence[Path]) -> Masks 
     if len(pairs) < max(1, len(lacking)):
         return None
     if lacking:
-        notes.append(f'{len(lacking)} masks have no image, such as {files.relative(lacking[0])}')
+        notes.append(f'masks without an image: {len(lacking)}, such as {files.relative(lacking[0])}')
     pairs = _choose_masks(files, pairs)
     used = {image for image, _, _ in pairs}
     if unlabeled := [path for path in images if path not in used]:
-        notes.append(f'{len(unlabeled)} images have no mask and were left out, such as {files.relative(unlabeled[0])}')
+        notes.append(f'images without a mask, left out: {len(unlabeled)}, such as {files.relative(unlabeled[0])}')
     if all(not split for _, _, split in pairs):
         listed = listed_splits(files, used, prefer='Segmentation')
         if listed:
@@ -323,18 +323,29 @@ def explain(files: Files, masks: Masks, classes: Sequence[str], zero: str) -> Me
         meaning.labels = {value * _GRAY: label for value, label in meaning.labels.items()}
         return meaning
     values = sorted(masks.values)
-    if values in ([0, IGNORED], [IGNORED]):  # black and white
-        pair = list(classes) if len(classes) == 2 else ['background', *(classes or ['foreground'])]
-        if zero == 'ignore' or len(pair) != 2:
-            raise UsageError('masks with only 0 and 255 have two classes: --classes BACKGROUND FOREGROUND.')
-        return Meaning(pair, {0: 0, IGNORED: 1}, note='the masks are black and white: 255 is the foreground')
+    if max(known, default=0) > IGNORED:  # a table of colors, of gray ones or in the order of the values
+        gray_table = all(color % _GRAY == 0 for color in known)
+        known = {color & 255: name for color, name in known.items()} if gray_table else dict(enumerate(known.values()))
     names: list[str] | dict[int, str] = list(classes) or known or _list_of_names(files, file)
+    if values in ([0, IGNORED], [IGNORED]):
+        return _explain_black_and_white(names, classes, zero)
     if not isinstance(names, dict) and _are_levels(values):
         return _explain_levels(values, names, zero)
-    used = [value for value in values if value != IGNORED]
+    used = [value for value in values if value != IGNORED or value in names]
     if isinstance(names, dict):
         return _explain_named(files, masks, used, names, zero)
     return _explain_listed(files, masks, used, names, zero)
+
+
+def _explain_black_and_white(names: list[str] | dict[int, str], classes: Sequence[str], zero: str) -> Meaning:
+    if isinstance(names, dict):
+        names = [names[value] for value in (0, IGNORED) if value in names]
+    if len(names) > 2 and not classes:  # of other labels
+        names = []
+    pair = names if len(names) == 2 else ['background', *(names or ['foreground'])]
+    if zero == 'ignore' or len(pair) != 2:
+        raise UsageError('masks with only 0 and 255 have two classes: --classes BACKGROUND FOREGROUND.')
+    return Meaning(pair, {0: 0, IGNORED: 1}, note='the masks are black and white: 255 is the foreground')
 
 
 def _are_levels(values: list[int]) -> bool:
@@ -379,7 +390,7 @@ def _explain_named(files: Files, masks: Masks, used: list[int], names: dict[int,
     reduce_zero = ignored == {0} and kept == list(range(1, len(kept) + 1))
     if named := [names[value] for value in sorted(ignored) if value in names]:
         note = f'{shorten(named)} counts as not labeled'
-    return Meaning([names[value] for value in kept], {**labels, IGNORED: IGNORED}, reduce_zero, note=note)
+    return Meaning([names[value] for value in kept], {IGNORED: IGNORED, **labels}, reduce_zero, note=note)
 
 
 def _explain_listed(files: Files, masks: Masks, used: list[int], names: list[str], zero: str) -> Meaning:

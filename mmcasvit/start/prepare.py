@@ -195,7 +195,7 @@ def _choose_classes(labels: Boxes, options: Options) -> list[str]:
         raise UsageError(f'--classes: no object is named {sorted(unknown)[0]!r}. Names: {shorten(known, 12)}.')
     wanted = [name for name in known if used[name] and (not options.classes or name in options.classes)]
     if unused := [name for name in known if not used[name]]:
-        labels.notes.append(f'{len(unused)} classes have no objects and are left out: {shorten(unused)}')
+        labels.notes.append(f'classes without objects, left out: {shorten(unused)}')
     for part, order in zip(labels.parts, orders):
         if [name for name in order if name in wanted] != wanted:  # mmdet numbers classes in the order of each file
             part.file = None
@@ -231,7 +231,7 @@ def _split_boxes(files: Files, labels: Boxes, options: Options) -> None:
         by_split['train'] = by_split.pop('')
         by_split['train'].split = 'train'
     if '' in by_split:
-        labels.notes.append(f'{len(by_split.pop("").content["images"])} images in no split are left out')
+        labels.notes.append(f'images in no split, left out: {len(by_split.pop("").content["images"])}')
     if 'train' not in by_split:
         raise UsageError(f'no training images: found only {", ".join(by_split)}. Name a folder or file train.')
     train = by_split['train']
@@ -348,7 +348,7 @@ def _split_pairs(by_split: dict, meaning: Meaning, notes: list[str], options: Op
     if set(by_split) == {''}:
         by_split['train'] = by_split.pop('')
     if '' in by_split:
-        notes.append(f'{len(by_split.pop(""))} images in no split are left out')
+        notes.append(f'images in no split, left out: {len(by_split.pop(""))}')
     if 'train' not in by_split:
         raise UsageError(f'no training images: found only {", ".join(by_split)}. Name a folder train.')
     if 'val' in by_split:

@@ -44,6 +44,24 @@ def test_values_become_classes(tmp_path, values, options, classes, labels, nativ
         assert meaning.native == native
 
 
+@pytest.mark.parametrize(
+    'text, values, classes',
+    [
+        ('street\nhouse\n', (0, 255), ['street', 'house']),
+        ('house\n', (0, 255), ['background', 'house']),
+        ('a\nb\nc\n', (0, 255), ['background', 'foreground']),
+        ('street 0 0 0\nhouse 255 255 255\n', (0, 255), ['street', 'house']),
+        ('street 0 0 0\ncar 128 128 128\nhouse 255 255 255\n', (0, 128, 255), ['street', 'car', 'house']),
+        ('street 0 0 0\ncar 128 0 0\nhouse 0 128 0\n', (0, 1, 2, 255), ['street', 'car', 'house']),
+    ],
+)
+def test_names_of_black_and_white_gray_and_indices(tmp_path, text, values, classes):
+    (tmp_path / 'classes.txt').write_text(text)
+    meaning = meaning_of(tmp_path, values)
+    assert meaning.classes == classes
+    assert [meaning.labels[value] for value in values][: len(classes)] == list(range(len(classes)))
+
+
 def test_a_color_makes_gray_a_color(tmp_path):
     meaning = meaning_of(tmp_path, (0, 0x808080, 0x800000), True)
     assert meaning.classes == ['background', 'color_800000', 'color_808080']

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmcasvit.start.config import epochs_and_times, make_palette
-from mmcasvit.start.files import split_of
+from mmcasvit.start.files import list_files, listed_splits, split_of
 from mmcasvit.start.machine import Machine
 from mmcasvit.start.prepare import Data
 from mmcasvit.start.recipe import Choices, affordable_size, choose_schedule, choose_shape
@@ -138,6 +138,28 @@ def test_a_split_keeps_families_together_and_both_sides_filled():
 )
 def test_a_path_names_a_split(path, split):
     assert split_of(path) == split
+
+
+@pytest.mark.parametrize(
+    'lists, splits',
+    [
+        ({}, {}),
+        (dict(train='ab'), dict(a='', b='')),
+        (dict(val='a'), dict(a='val', b='train', c='train', d='train')),
+        (dict(val='abcd'), dict(a='', b='', c='', d='')),
+        (dict(val='a', test='b'), dict(a='val', b='test', c='train', d='train')),
+        (dict(train='ab', val='c'), dict(a='train', b='train', c='val')),
+        (dict(trainval='abc', test='d'), dict(a='train', b='train', c='train', d='test')),
+        (dict(trainval='abc', train='ab', val='c'), dict(a='train', b='train', c='val')),
+    ],
+)
+def test_lists_name_splits(tmp_path, lists, splits):
+    for name in 'abcd':
+        (tmp_path / f'{name}.jpg').touch()
+    for split, names in lists.items():
+        (tmp_path / f'{split}.txt').write_text(''.join(f'/somewhere/{name}.jpg\n' for name in names))
+    files = list_files(tmp_path, tmp_path / 'out')
+    assert {path.stem: split for path, split in listed_splits(files, files.images).items()} == splits
 
 
 def test_a_palette_has_different_colors():

@@ -75,7 +75,7 @@ def _coco_part(files: Files, split: str, file: Path, notes: list[str]) -> Part:
         if path and not (is_side(image.get('width')) and is_side(image.get('height'))) and (size := image_size(path)):
             native, images[number] = False, dict(image, width=size[0], height=size[1])
     if missing := sum(path is None for path in located):
-        notes.append(f'{missing} of {len(images)} images of {files.relative(file)} are not in the folder')
+        notes.append(f'images of {files.relative(file)} that are not in the folder: {missing} of {len(images)}')
     for number, entry in enumerate(content['annotations']):
         if 'bbox' in entry and not {'iscrowd', 'area', 'segmentation'} <= entry.keys():
             native, box = False, entry['bbox']

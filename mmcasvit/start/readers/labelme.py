@@ -45,7 +45,7 @@ def read_labelme(files: Files, found: Sequence[Path], unlabeled: str) -> Boxes:
         skipped.update(others)
         collector.found[path] = things
     if missing:
-        collector.notes.append(f'{len(missing)} LabelMe files have no image, such as {files.relative(missing[0])}')
+        collector.notes.append(f'LabelMe files without an image: {len(missing)}, such as {files.relative(missing[0])}')
     if skipped:
         collector.notes.append(
             'shapes without an area were left out: ' + ', '.join(f'{count} {kind}' for kind, count in skipped.items())

@@ -115,8 +115,8 @@ class Collector:
         if kept:
             self.found.update((path, []) for path in lacking)
         self.notes.append(
-            f'{len(lacking)} images without labels '
-            + ('count as background (--unlabeled skip leaves them out)' if kept else 'are left out')
+            f'images without labels, {"taken as background" if kept else "left out"}: {len(lacking)}'
+            + ' (--unlabeled skip leaves them out)' * kept
         )
 
     def boxes(self, splits: dict[Path, str], names: Sequence[str] | None = None) -> Boxes:
@@ -144,11 +144,11 @@ class Collector:
             for thing in self.found[path]:
                 self._add(part.content['annotations'], thing, image, numbers[thing.name])
         if self.clipped:
-            self.notes.append(f'{self.clipped} boxes reached beyond their image and were clipped')
+            self.notes.append(f'boxes beyond the edge of their image, clipped: {self.clipped}')
         if self.dropped:
-            self.notes.append(f'{self.dropped} objects smaller than a pixel were left out')
+            self.notes.append(f'objects smaller than a pixel, left out: {self.dropped}')
         if unlisted := len(self.found) - len(paths):
-            self.notes.append(f'{unlisted} labeled images are in no list of a split and were left out')
+            self.notes.append(f'labeled images in no list of a split, left out: {unlisted}')
         return Boxes(self.layout, list(parts.values()), self.notes)
 
     def _add(self, annotations: list[dict], thing: Thing, image: dict, category: int) -> None:

@@ -86,7 +86,9 @@ def read_csv(files: Files, found: Sequence[Path], unlabeled: str) -> Boxes:
             left, top, right, bottom = map(float, corners)
             things.append(Thing(cells.get('name') or 'object', (left, top, right - left, bottom - top)))
     if missing:
-        collector.notes.append(f'{len(missing)} images of the CSV are not in the folder, such as {next(iter(missing))}')
+        collector.notes.append(
+            f'images of the CSV that are not in the folder: {len(missing)}, such as {next(iter(missing))}'
+        )
     everything = [thing for things in collector.found.values() for thing in things]
     if everything and all(max(thing.box) <= 1 for thing in everything):  # shares of the image, as in Open Images
         for path, size in zip(collector.found, image_sizes(collector.found)):

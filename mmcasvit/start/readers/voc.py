@@ -47,7 +47,7 @@ def read_voc(files: Files, found: Sequence[Path], unlabeled: str) -> Boxes:
             for name, box, ignored in things
         ]
     if missing:
-        collector.notes.append(f'{len(missing)} XML files have no image, such as {files.relative(missing[0])}')
+        collector.notes.append(f'XML files without an image: {len(missing)}, such as {files.relative(missing[0])}')
     collector.add_unlabeled(unlabeled)
     return collector.boxes(splits_of(files, collector.found, prefer='Main'))
 
