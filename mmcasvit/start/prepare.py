@@ -234,6 +234,9 @@ def _split_boxes(files: Files, labels: Boxes, options: Options) -> None:
         labels.notes.append(f'images in no split, left out: {len(by_split.pop("").content["images"])}')
     if 'train' not in by_split:
         raise UsageError(f'no training images: found only {", ".join(by_split)}. Name a folder or file train.')
+    if 'test' in by_split and not by_split['test'].content['annotations']:
+        labels.notes.append('the test split has no labels, left out')
+        del by_split['test']
     train = by_split['train']
     if 'val' not in by_split:
         images = train.content['images']

@@ -225,6 +225,15 @@ def csv_file(root):
     (root / 'labels.csv').write_text('\r\n'.join(lines) + '\r\n')
 
 
+def csv_boxes(root):
+    """Names without suffixes, boxes in one cell, and no class, as on Kaggle."""
+    lines = ['image_id,width,height,bbox']
+    for d in draw():
+        save(root / 'train', f'{d.number}.jpg', d.image)
+        lines += [f'{d.number},{WIDTH},{HEIGHT},"[{x}.0, {y}, {w}, {h}]"' for _, x, y, w, h in d.boxes]
+    (root / 'train.csv').write_text('\n'.join(lines) + '\n')
+
+
 def csv_plain(root):
     """The columns of keras-retinanet: no header, a file for each split, and empty cells for background."""
     drawn = draw()

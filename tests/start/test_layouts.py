@@ -155,6 +155,32 @@ def test_outlines_become_masks(tmp_path):
     assert check(config_of(data, out), 1)[0].problems == []
 
 
+def test_a_table_may_have_a_box_in_one_cell(tmp_path):
+    root, out = write(own_data.csv_boxes, tmp_path), tmp_path / 'out'
+    data = prepare(root, out, Options())
+    assert (data.classes, sum(data.counts.values())) == (['object'], 10)
+    found = []
+    for split in ('train', 'val'):
+        content = json.loads((out / 'data' / f'detect_{split}.json').read_text())
+        names = {
+            image['id']: int(image['file_name'].removeprefix('train/').split('.')[0]) for image in content['images']
+        }
+        found += [(names[entry['image_id']], *entry['bbox']) for entry in content['annotations']]
+    assert sorted(found) == sorted((f'train/{d.number}.jpg', *box) for d in draw() for _, *box in d.boxes)
+    (root / 'train.csv').write_text('image_id,bbox\n0,"[1, 2, 3]"\n')
+    with pytest.raises(UsageError, match='row 1: expected four numbers'):
+        prepare(root, out, Options())
+
+
+def test_a_test_split_without_labels_is_left_out(tmp_path):
+    root = write(own_data.coco_roboflow, tmp_path)
+    file = root / 'test' / '_annotations.coco.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(annotations=[])))
+    data = prepare(root, tmp_path / 'out', Options())
+    assert list(data.counts) == ['train', 'val']
+    assert 'the test split has no labels, left out' in data.notes
+
+
 def test_ids_of_classes_are_kept_or_numbered_anew(tmp_path):
     root = tmp_path / 'mine'
     drawn = draw()

@@ -19,8 +19,10 @@ _COLUMNS = dict(
     top=('ymin', 'y1', 'top'),
     right=('xmax', 'x2', 'right'),
     bottom=('ymax', 'y2', 'bottom'),
+    box=('bbox',),
     split=('split', 'set', 'subset'),
 )
+_SIDES = ('left', 'top', 'right', 'bottom')
 
 
 def _columns(header: Sequence[str]) -> dict[str, int]:
@@ -39,7 +41,7 @@ def _csv_rows(file: Path) -> tuple[dict[str, int], list[list[str]]]:
     except (OSError, ValueError, csv.Error):
         return {}, []
     columns = _columns(rows[0]) if rows else {}
-    if {'file', 'left', 'top', 'right', 'bottom'} <= columns.keys():
+    if {'file', *_SIDES} <= columns.keys() or {'file', 'box'} <= columns.keys():
         return columns, rows[1:]
     # keras-retinanet has no header: path, x1, y1, x2, y2, class, and no numbers for background.
     if rows and all(len(row) == 6 and all(_is_number(v) for v in row[1:5] if v) for row in rows[:20]):
@@ -78,13 +80,16 @@ def read_csv(files: Files, found: Sequence[Path], unlabeled: str) -> Boxes:
                 continue
             named[path] = split_of(cells.get('split', '')) or split_of(file.relative_to(files.root).with_suffix(''))
             things = collector.found.setdefault(path, [])
-            corners = [cells.get(side, '') for side in ('left', 'top', 'right', 'bottom')]
+            # A box in one cell is [x, y, width, height], as Kaggle writes it.
+            inside = cells.get('box', '').strip('[]()').replace(',', ' ').split()
+            corners = inside if 'box' in columns else [cells.get(side, '') for side in _SIDES]
             if not any(corners):
                 continue
-            if not all(map(_is_number, corners)):
+            if len(corners) != 4 or not all(map(_is_number, corners)):
                 raise UsageError(f'{file}, row {number}: expected four numbers, got {corners}.')
-            left, top, right, bottom = map(float, corners)
-            things.append(Thing(cells.get('name') or 'object', (left, top, right - left, bottom - top)))
+            x, y, w, h = map(float, corners)
+            box = (x, y, w, h) if 'box' in columns else (x, y, w - x, h - y)
+            things.append(Thing(cells.get('name') or 'object', box))
     if missing:
         collector.notes.append(
             f'images of the CSV that are not in the folder: {len(missing)}, such as {next(iter(missing))}'
