@@ -73,7 +73,7 @@ class TrainingStep:
         if size is not None and cfg.default_scope == 'mmseg':
             (cfg.model.get('data_preprocessor') or {}).update(size=size)
         self.model = revert_sync_batchnorm(get_model(cfg)).to(self.device).train()
-        if any(hook['type'] == 'mmcasvit.ChannelsLastHook' for hook in cfg.get('custom_hooks', ())):
+        if any(hook['type'] == 'mmcasvit.ChannelsLastHook' for hook in cfg.get('custom_hooks') or ()):
             to_channels_last(self.model)
         if self.device == 'cpu':
             cfg.optim_wrapper.type = 'OptimWrapper'

@@ -50,7 +50,7 @@ def test_the_images_of_the_data_are_used(segmentor, shapes):
     assert found.size == (64, 96)
 
 
-@pytest.mark.parametrize('seconds, steps', [(0.5, 4), (5, 2), (0.01, 6)])
+@pytest.mark.parametrize('seconds, steps', [(0.5, 3), (5, 2), (0.01, 6)])
 def test_the_quickest_of_a_few_steps_counts(monkeypatch, seconds, steps):
     now, taken, losses = [0.0], [], [1.0]
 
