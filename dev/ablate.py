@@ -106,13 +106,13 @@ def prepare(config, cfg, work_dir):
         UsageError: If the folder contains runs of another config.
     """
     folder = work_dir / Path(config).stem
-    file = folder / 'variant.py'
-    if file.is_file() and file.read_text() == cfg.pretty_text:
+    file, text = folder / 'variant.py', cfg.pretty_text
+    if file.is_file() and file.read_text() == text:
         return file
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f'{folder} contains runs of another config. Give another --work-dir, or delete it.')
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(cfg.pretty_text)
+    file.write_text(text)
     return file
 
 

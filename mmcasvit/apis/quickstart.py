@@ -86,7 +86,7 @@ def run_tool(name: str, *args: str | Path, label: str = '', threads: int | None 
 
 def _fingerprint(config: Path, data_root: Path) -> str:
     parts = [
-        Config.fromfile(config).pretty_text,
+        repr(Config.fromfile(config).to_dict()),
         *(file.read_text() for file in sorted(Path(casvit.__file__).parent.glob('*.py'))),
         (data_root / 'dataset.json').read_text(),
     ]

@@ -3,7 +3,8 @@
 import argparse
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mmengine.config.config
@@ -20,6 +21,9 @@ from mmcasvit.models.wrappers import unwrap
 from mmcasvit.weights.checkpoint import use_safe_checkpoint_reader
 
 from .preflight import check_channels, check_classes, check_launcher, check_schedule, check_writable
+
+# Where mmengine 0.10.12 and 0.10.7 look up the function that formats the text of a config.
+_FORMATTERS = (yapf.yapflib.yapf_api, mmengine.config.config)
 
 
 def prepare(cfg: Config, args: argparse.Namespace) -> None:
@@ -73,10 +77,23 @@ def _format_configs_once() -> None:
 
     mmengine formats it for the log, the work dir, each tracker, and each checkpoint, which takes a second each time.
     """
-    for module in (yapf.yapflib.yapf_api, mmengine.config.config):  # where mmengine 0.10.12 and 0.10.7 look it up
+    for module in _FORMATTERS:
         function = getattr(module, 'FormatCode', None)
         if function and not hasattr(function, '__wrapped__'):
             module.FormatCode = _remembering(function)
+
+
+@contextmanager
+def configs_unformatted() -> Iterator[None]:
+    """Leave the texts of configs as they are inside the context, for runs whose files nobody reads."""
+    kept = {module: module.FormatCode for module in _FORMATTERS if hasattr(module, 'FormatCode')}
+    try:
+        for module in kept:
+            module.FormatCode = lambda text, **options: (text, True)
+        yield
+    finally:
+        for module, function in kept.items():
+            module.FormatCode = function
 
 
 def _remembering(format_code: Callable) -> Callable:

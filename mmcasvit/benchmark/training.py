@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmcasvit.apis.runner import build_runner
+from mmcasvit.apis.runner import build_runner, configs_unformatted
 from mmcasvit.utils.errors import Enough, TrainingTooShort, UsageError
 
 T = TypeVar('T')
@@ -34,7 +34,8 @@ def training_runner(cfg: Config) -> Iterator[Runner]:
     cfg.launcher, cfg.work_dir, cfg.load_from, cfg.resume = 'none', work_dir, None, False
     cfg.experiment_name = cfg.visualizer.name = Path(work_dir).name  # mmengine keeps loggers and visualizers by name
     try:
-        yield build_runner(cfg)
+        with configs_unformatted():
+            yield build_runner(cfg)
     except TrainingTooShort as error:
         raise UsageError(f'{Path(cfg.filename).name}: {error}.') from error
     finally:

@@ -35,8 +35,9 @@ def config_text(source: str | Path, new: Config, out: Path, notes: list[str]) ->
             note, 120, initial_indent='# ', subsequent_indent='#   ', break_long_words=False, break_on_hyphens=False
         )
     )
-    short = Config(overrides(old, wanted)).pretty_text
-    for text in [f'{comment}_base_ = {_base(source, out)!r}\n\n{short}', comment + new.pretty_text]:
+    bases = [f'_base_ = {_base(source, out)!r}\n\n', '']
+    for base, cfg in zip(bases, [Config(overrides(old, wanted)), new]):
+        text = f'{comment}{base}{cfg.pretty_text}'
         with tempfile.NamedTemporaryFile('w', suffix='.py', prefix='_plug_', dir=out.parent, encoding='utf-8') as file:
             file.write(text)
             file.flush()
