@@ -63,7 +63,8 @@ def test_the_table_and_the_sheet_show_every_model(commands, tmp_path):
     assert draw_sheet([result] * 4, images).shape == (2 * 186, 240, 3)
 
 
-def test_lines_of_tools_that_run_at_the_same_time_name_their_model(capfd):
+def test_lines_of_tools_that_run_at_the_same_time_name_their_model(capfd, tool_server, monkeypatch):
+    monkeypatch.setattr('sys.executable', str(tool_server.python))
     run_tool('list_configs.py', '--help', label='UperNet', threads=1)
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) > 3

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -98,9 +97,7 @@ def test_a_planted_fault_is_found_and_shrunk(search_cli, base, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path):
-    command = [sys.executable, ROOT / 'dev/search_cli.py', '--cases', '3']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+def test_it_runs(tmp_path, run_tool):
+    done = run_tool(ROOT / 'dev/search_cli.py', '--cases', 3, cwd=tmp_path)
     assert '| all | 3 |' in done.stdout
     assert not list(tmp_path.iterdir())

@@ -250,13 +250,13 @@ def test_a_training_uses_all_gpus(folder, monkeypatch):
     assert words(classifier, monkeypatch, 0) == train
 
 
-def test_a_folder_is_used_by_one_process(folder):
+def test_a_folder_is_used_by_one_process(folder, tool_server):
     Path('out').mkdir()
     code = (
         'import sys; from mmcasvit.engine.work_dir import WorkDirLock; lock = WorkDirLock("out"); '
         'print(flush=True); sys.stdin.read()'
     )
-    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([tool_server.python, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(UsageError, match='--out: out is in use'):
             measure(job('a'))
