@@ -202,18 +202,21 @@ def test_the_wheel_holds_everything_once(wheels, repository):
 def test_names_work_from_an_empty_folder(installed, tmp_path):
     python, site = installed
     code = f"""
-import json, mmcasvit
+import json, runpy, sys, mmcasvit
 model = mmcasvit.get_model({SEGMENTOR!r})
 print(json.dumps(dict(file=mmcasvit.__file__, names=mmcasvit.list_configs(), arch=model.cfg.model.backbone.arch,
-                      classes=model.dataset_meta['classes'])))"""
-    found = json.loads(run(python, '-c', code, cwd=tmp_path).splitlines()[-1])
+                      classes=model.dataset_meta['classes'])))
+for arguments in (['weights', 'list'], [{DETECTOR!r}]):  # python -m mmcasvit, without another start of Python
+    sys.argv[1:] = arguments
+    runpy.run_module('mmcasvit', run_name='__main__')"""
+    lines = run(python, '-c', code, cwd=tmp_path).splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith('{"file"'))
+    found = json.loads(lines[place])
     assert Path(found['file']).parent == site / 'mmcasvit'
     assert sorted(found['names']) == sorted(CONFIGS)
     assert (found['arch'], found['classes'][0]) == ('xs', 'sky')
-    assert run(python, '-m', 'mmcasvit', 'weights', 'list', cwd=tmp_path).startswith('xs ')
-    assert run(python, '-m', 'mmcasvit', DETECTOR, cwd=tmp_path).strip() == str(
-        site / 'mmcasvit' / '.mim' / 'configs' / 'detection' / f'{DETECTOR}.py'
-    )
+    assert lines[place + 1].startswith('xs ')
+    assert lines[-1] == str(site / 'mmcasvit' / '.mim' / 'configs' / 'detection' / f'{DETECTOR}.py')
 
 
 @pytest.mark.slow
@@ -221,9 +224,10 @@ def test_an_editable_install_uses_the_repository(fresh_environment, repository, 
     python, site = fresh_environment('-e', repository)
     assert not (site / 'mmcasvit').exists()
     assert not (repository / 'mmcasvit' / '.mim').exists()
+    code = 'import importlib.util; print(importlib.util.find_spec("mmcasvit").origin)'
+    assert run(python, '-c', code, cwd=tmp_path).strip() == str(repository / 'mmcasvit/__init__.py')
     # In its parent folder, Python finds the clone, a folder of the package's name without an `__init__.py`, first.
-    for folder in (tmp_path, repository.parent):
-        assert run(python, '-m', 'mmcasvit', '--root', cwd=folder).strip() == str(repository)
+    assert run(python, '-m', 'mmcasvit', '--root', cwd=repository.parent).strip() == str(repository)
 
 
 @pytest.mark.slow
