@@ -22,6 +22,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _frozen_after_a_file():
+    """Do the same with what a file of tests leaves: mmengine asks for a collection for each dataset that it builds."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope='session')
 def tool_server():
     server = ToolServer()
