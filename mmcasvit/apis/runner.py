@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,14 @@ def build_runner(cfg: Config, quiet: bool = False) -> Runner:
     if isinstance(runner.model, nn.Module):
         check_channels(unwrap(runner.model))
         check_classes(unwrap(runner.model), cfg)
+    _freeze_once()
     return runner
+
+
+@functools.cache
+def _freeze_once() -> None:
+    """Leave all that was imported out of collections, which mmengine asks for whenever it builds a dataset."""
+    gc.freeze()
 
 
 def _format_configs_once() -> None:
