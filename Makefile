@@ -6,7 +6,7 @@
 # make lint          check style, format, and types, in an environment of its own that takes seconds to make
 # make docs          build the docs as a site in docs/_build/html, in an environment of its own
 # make docs-links    check the links of the docs to other sites, which needs a network
-# make format        repair style and format
+# make format        fix style and format
 # OPS=compiled       compile mmcv's operators, instead of using torchvision's or PyTorch's: docs/reference/operators.md
 # FAMILY=openmmlab   use OpenMMLab's own releases instead of the maintained onedl-* ones
 # TESTS=tests/ops    run only these tests

@@ -153,7 +153,7 @@ def parse_args():
         help=f'sides of square images (default: {" ".join(map(str, SIDES))})',
     )
     command.add_argument(
-        '--limit-s', type=float, default=10.0, help='skip passes whose arithmetic alone takes longer (default: 10)'
+        '--limit-s', type=float, default=10.0, help='skip passes whose arithmetic would take more seconds (default: 10)'
     )
     add_variant_arguments(command)
     add_measuring_arguments(command)
@@ -219,7 +219,7 @@ def parse_args():
     add_trust_argument(command)
 
     command = add_command(coco_eval, 'coco-eval', "Time COCO's evaluation by two libraries on synthetic boxes.")
-    command.add_argument('--images', type=at_least_one, default=5000, help='default: %(default)s')
+    command.add_argument('--images', type=at_least_one, default=5000, help='number of images (default: %(default)s)')
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
 
     command = add_command(loss_curves, 'losses', 'Record loss curves in several precisions and forms.')

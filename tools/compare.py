@@ -19,13 +19,15 @@ def parse_args():
         nargs='+',
         type=Path,
         metavar='RUN',
-        help='work dir, or folder of work dirs that differ by their seed; the first is compared with each other one',
+        help='work dir, or folder of work dirs that differ by seed; the first is compared with each of the others',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('comparison.html'), metavar='FILE', help='file to write (default: %(default)s)'
     )
     parser.add_argument('--force', action='store_true', help='overwrite an existing file')
-    parser.add_argument('--resamples', type=at_least_one, default=1000, help='default: %(default)s')
+    parser.add_argument(
+        '--resamples', type=at_least_one, default=1000, help='how many resamples (default: %(default)s)'
+    )
     parser.add_argument('--level', type=float, default=0.95, help='confidence level (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the resamples (default: %(default)s)')
     parser.add_argument('--images', type=at_least_one, default=6, help='images to show (default: %(default)s)')

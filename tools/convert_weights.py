@@ -1,6 +1,6 @@
 """Convert checkpoints of the authors' code into ones of this project, and back with --reverse.
 
-ImageNet files need no config. Detectors and segmentors need the config of this project that they are for. Without DST
+ImageNet files need no config. Detectors and segmentors need the config that they belong to. Without DST
 nothing is written: names and shapes are compared with those of the model, and the exit status is 2 if any is missing
 or differs. Optimizer states are dropped.
 """

@@ -16,7 +16,7 @@ from mmcasvit.utils.errors import UsageError
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu-check'), metavar='DIR', help='new folder')
-    parser.add_argument('--minutes', type=float, default=8, help='time limit of the whole (default: %(default)s)')
+    parser.add_argument('--minutes', type=float, default=8, help='time limit for all parts (default: %(default)s)')
     parser.add_argument('--only', nargs='+', metavar='PART', help='run only these parts, such as data peers')
     parser.add_argument('--dry-run', action='store_true', help='try everything on the CPU, with tiny sizes')
     return parser.parse_args()

@@ -44,13 +44,13 @@ def parse_args():
         help='what to predict on; the config file, which also names the framework; checkpoint file, address, or name '
         'of published weights, not needed with --exported and a whole model',
     )
-    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='(default: %(default)s)')
+    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='output folder (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='overwrite existing files')
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score of a drawn box (default: %(default)s)'
     )
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
-    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--batch-size', type=int, default=1, help='images per pass (default: %(default)s)')
     parser.add_argument(
         '--deploy', action='store_true', help='predict with the deploy form of the model, with its norms folded away'
     )
@@ -67,7 +67,7 @@ def parse_args():
         '--overlap',
         type=float,
         default=0.2,
-        help='share of a tile that it has in common with the next; objects up to this length are whole in one of them '
+        help='share of a tile that it has in common with the next; objects up to this length are complete in one tile '
         '(default: %(default)s)',
     )
     parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N frames of a video or camera')

@@ -24,14 +24,14 @@ def parse_args():
     )
     parser.add_argument('--out', type=Path, metavar='FILE.py', help='config to write')
     parser.add_argument('--force', action='store_true', help='overwrite an existing file')
-    parser.add_argument('--arch', choices=ARCHS, default='m', help='default: %(default)s')
+    parser.add_argument('--arch', choices=ARCHS, default='m', help='arch of CAS-ViT (default: %(default)s)')
     parser.add_argument(
         '--pretrained',
         metavar='FILE|NAME',
         help='ImageNet weights for the backbone: a file, an address, or the name of published weights, such as m',
     )
     parser.add_argument('--drop-path-rate', type=float, help='default: that of the published recipes')
-    parser.add_argument('--frozen-stages', type=int, default=-1, help='default: -1, no stage')
+    parser.add_argument('--frozen-stages', type=int, default=-1, help='as of CASViT (default: -1, no stage)')
     parser.add_argument(
         '--train-norms',
         action='store_true',

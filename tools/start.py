@@ -21,7 +21,7 @@ from mmcasvit.utils.timing import cores
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data', type=Path, metavar='DATA', help='folder with images and labels')
-    parser.add_argument('--task', choices=TASKS, default='', help='what to learn (default: by the labels)')
+    parser.add_argument('--task', choices=TASKS, default='', help='what to learn (default: depends on the labels)')
     parser.add_argument(
         '--model',
         choices=list(dict.fromkeys(name for names in MODELS.values() for name in names)),
@@ -65,8 +65,8 @@ def parse_args():
         metavar='SHARE',
         help='share of the images for validation where there is none (default: %(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of that choice (default: %(default)s)')
-    parser.add_argument('--fix', action='store_true', help='leave out images and objects that are at fault')
+    parser.add_argument('--seed', type=int, default=0, help='seed that chooses them (default: %(default)s)')
+    parser.add_argument('--fix', action='store_true', help='leave out images and objects with faults')
     parser.add_argument('--force', action='store_true', help='overwrite a config that was edited')
     parser.add_argument('--workers', type=int, default=min(8, cores()), help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -49,7 +49,7 @@ def parse_args():
         '--limit-eval',
         type=at_least_one,
         metavar='N',
-        help='evaluate N images, drawn at random and the same in every run, and judge by exactly these',
+        help='evaluate only N images, drawn at random and the same in every run',
     )
     parser.add_argument(
         '--report',

@@ -52,7 +52,7 @@ def parse_args():
         '--limit', type=at_least_one, metavar='N', help='train on N images, drawn at random and the same in every run'
     )
     parser.add_argument(
-        '--limit-eval', type=at_least_one, metavar='N', help='validate on N images, and judge by exactly these'
+        '--limit-eval', type=at_least_one, metavar='N', help='validate on only N images, drawn in the same way'
     )
     parser.add_argument(
         '--track',
@@ -60,7 +60,7 @@ def parse_args():
         default=[],
         choices=TRACKERS,
         help='send config, curves and drawn images to this tracker of experiments; may be given more than once. '
-        'TensorBoard is written to in any case where it is installed',
+        'Where TensorBoard is installed, it is always written to',
     )
     parser.add_argument(
         '--fast-eval', action='store_true', help="use faster-coco-eval for COCO's metric, which gives the same numbers"

@@ -153,6 +153,7 @@ FORMS: dict[str, Form] = dict(
     litert=Form(
         _exported('litert', 'litert', ('fp32', 'int8')), FILES['litert'].packages, FILES['litert'].extra, exported=True
     ),
+    ncnn=Form(_exported('ncnn', 'ncnn', ('fp32',)), FILES['ncnn'].packages, FILES['ncnn'].extra, exported=True),
 )
 
 

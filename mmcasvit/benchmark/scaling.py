@@ -42,7 +42,7 @@ def split_feasible(
         if sum(variant.model == model for variant in feasible) < 2:
             raise UsageError(f'{model}: fewer than two sizes fit in --limit-s {limit_s:g}.')
     return feasible, [
-        f'{variant}: its arithmetic alone takes {seconds[variant]:.0f} s'
+        f'{variant}: its arithmetic would take {seconds[variant]:.0f} s'
         for variant in variants
         if seconds[variant] > limit_s
     ]

@@ -45,9 +45,20 @@ def worth_showing(record: logging.LogRecord) -> bool:
     )
 
 
+# Messages of the frameworks whose meaning one has to guess. The first is logged as an error, but ends nothing.
+_REWORDED = {
+    'The testing results of the whole dataset is empty.': 'warning: nothing was detected in any image, so there is no '
+    'AP. This is usual after a few iterations; train for longer.',
+    'Since `metrics` is an empty dict': 'warning: there is no metric, so no best checkpoint was saved.',
+}
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
+        for beginning, reworded in _REWORDED.items():
+            if text.startswith(beginning):
+                return reworded
         return f'{record.levelname.lower()}: {text}' if record.levelno >= logging.WARNING else text
 
 

@@ -1,10 +1,10 @@
-"""Warnings of the OpenMMLab packages that say nothing about a run, and that the tools do not show."""
+"""Messages of the OpenMMLab packages that say nothing about a run, and that the tools do not show."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import mmengine.logging
 from mmengine.logging import print_log
 
 _TEXTS = (
@@ -18,6 +18,10 @@ _TEXTS = (
     'Default ``avg_non_ignore`` is False',
     '`reduce_zero_label` will be deprecated',
     'The prefix is not set in metric class',
+    # mmengine's, of every file that an inferencer reads.
+    'Loads checkpoint by safe_file backend',
+    # mmengine's, of an inferencer, whose drawings are not written by its backends.
+    'please provide the `save_dir` argument',
     # mmengine's, of a predicted box that it cuts at the border of the image.
     'is out of bounds, the drawn',
     # OpenMMLab's own mmengine reloads that package each time it asks what is installed.
@@ -32,17 +36,21 @@ def is_harmless(message: object) -> bool:
 
 @contextmanager
 def harmless_hidden() -> Iterator[None]:
-    """Hide these warnings, also from packages that print them when they are imported."""
+    """Hide these messages, also from packages that print them when they are imported."""
 
     def print_others(msg, *args, **kwargs) -> None:
         if not is_harmless(msg):
             print_log(msg, *args, **kwargs)
 
-    mmengine.logging.print_log = print_others
+    names = ('mmengine.logging', 'mmengine.runner.checkpoint')  # the second has its own reference
+    modules = [sys.modules[name] for name in names if name in sys.modules]
+    for module in modules:
+        vars(module)['print_log'] = print_others
     try:
         with warnings.catch_warnings():
             for text in _TEXTS:
                 warnings.filterwarnings('ignore', message=f'.*{text}')
             yield
     finally:
-        mmengine.logging.print_log = print_log
+        for module in modules:
+            vars(module)['print_log'] = print_log

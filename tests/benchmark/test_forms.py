@@ -22,11 +22,13 @@ def test_forms_are_checked(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UsageError, match=r'needs onnx, onnxscript, onnxruntime: pip install "mmcasvit\[benchmark\]"'):
         parse_form('onnxruntime')
+    with pytest.raises(UsageError, match=r'needs pnnx, ncnn: pip install "mmcasvit\[ncnn\]"'):
+        parse_form('deploy+ncnn')
     with pytest.raises(NotApplicable, match='needs timm, which is not installed'):
         check_library('fastvit-sa12')
 
 
-@pytest.mark.parametrize('form', ['onnxruntime', 'openvino', 'deploy+litert'])
+@pytest.mark.parametrize('form', ['onnxruntime', 'openvino', 'deploy+litert', 'deploy+ncnn'])
 def test_an_exported_form_agrees_with_the_eager_model(form, tmp_path):
     *_, runtime = form.split('+')
     for package in FORMS[runtime].packages:

@@ -24,6 +24,7 @@ class _TalkingHook(Hook):
         print_log('a setting of a package', logger='current')
         print_log('"FileClient" will be deprecated in future', logger='current', level=logging.WARNING)
         print_log('this matters', logger='current', level=logging.WARNING)
+        print_log('The testing results of the whole dataset is empty.', logger='current', level=logging.ERROR)
 
 
 @pytest.fixture
@@ -51,6 +52,9 @@ def test_console_shows_progress_and_the_log_file_everything(output):
     shown, logged = output
     for text in ('Epoch(train) [1][1/2]', 'Epoch(train) [2][2/2]', 'warning: this matters'):
         assert text in shown
+    assert 'warning: nothing was detected in any image' in shown
+    assert 'The testing results' not in shown
+    assert 'The testing results' in logged
     for text in ('System environment', 'Hooks will be executed', 'Exp name', 'loading annotations', 'FileClient'):
         assert text not in shown
         assert text in logged
@@ -73,7 +77,7 @@ def test_summary_names_what_runs(output):
     assert rows['model'].startswith('Classifier, 0.00 million')
     assert rows['train data'] == '14 images in batches of 7'
     assert rows['weights'] == 'random'
-    assert rows['schedule'] == '2 epochs, validation every 5 epochs, SGD at 0.25, OptimWrapper'
+    assert rows['schedule'] == '2 epochs, validation every 5 epochs, SGD at 0.25'
     assert rows['device'].startswith('cpu (')
     assert rows['operators']
     assert rows['output'].startswith('run, log in run')
@@ -94,9 +98,11 @@ def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsy
     @exits_cleanly
     def main():
         import mmengine.logging
+        import mmengine.runner.checkpoint
 
         mmengine.logging.print_log('Could not import OneDL. Skipping OneDL datasets.')
         mmengine.logging.print_log('a message')
+        mmengine.runner.checkpoint.print_log('Loads checkpoint by safe_file backend from path: model.pth')
         warnings.warn('pkg_resources is deprecated as an API.', UserWarning, stacklevel=2)
         warnings.warn('this matters', UserWarning, stacklevel=2)
 
@@ -104,7 +110,8 @@ def test_tools_hide_harmless_warnings_unless_verbose(verbose, monkeypatch, capsy
     warned = [str(found.message) for found in recwarn]
     assert ('pkg_resources is deprecated as an API.' in warned) == verbose
     assert 'this matters' in warned
-    assert ('OneDL' in capsys.readouterr().out) == verbose
+    shown = capsys.readouterr().out
+    assert ('OneDL' in shown) == ('Loads checkpoint' in shown) == verbose
     import mmengine.logging
 
-    assert mmengine.logging.print_log is print_log
+    assert mmengine.logging.print_log is mmengine.runner.checkpoint.print_log is print_log

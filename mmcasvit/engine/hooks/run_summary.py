@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 from mmcasvit.models.wrappers import unwrap
@@ -93,16 +94,21 @@ def _weights(runner: Runner) -> str:
 def _schedule(runner: Runner) -> str:
     loop, wrapper = runner.train_loop, runner.optim_wrapper
     by_iterations = isinstance(loop, IterBasedTrainLoop)
-    length = f'{loop.max_iters} iterations' if by_iterations else f'{loop.max_epochs} epochs'
-    unit = 'iterations' if by_iterations else 'epochs'
+    unit, length = ('iteration', loop.max_iters) if by_iterations else ('epoch', loop.max_epochs)
+    often = f'every {loop.val_interval} {unit}s' if loop.val_interval > 1 else f'after each {unit}'
     optimizer = getattr(wrapper, 'optimizer', None)
     rate = optimizer.param_groups[0].get('initial_lr', optimizer.param_groups[0]['lr']) if optimizer else None
-    how = f', {type(optimizer).__name__} at {rate:g}, {type(wrapper).__name__}' if optimizer else ''
-    return f'{length}, validation every {loop.val_interval} {unit}{how}'
+    precision = ', mixed precision' if isinstance(wrapper, AmpOptimWrapper) else ''
+    how = f', {type(optimizer).__name__} at {rate:g}{precision}' if optimizer else ''
+    return f'{_counted(length, unit)}, validation {often}{how}'
+
+
+def _counted(number: int, unit: str, units: str | None = None) -> str:
+    return f'{number} {unit if number == 1 else units or unit + "s"}'
 
 
 def _places(runner: Runner) -> Iterator[tuple[str, str]]:
     device = next(runner.model.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
-    yield 'device', f'{device} ({name}), {get_world_size()} process{"es" if get_world_size() > 1 else ""}'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _counted(torch.get_num_threads(), 'thread')
+    yield 'device', f'{device} ({name}), {_counted(get_world_size(), "process", "processes")}'
     yield 'output', f'{os.path.relpath(runner.work_dir)}, log in {os.path.relpath(runner.log_dir)}'
