@@ -26,17 +26,22 @@ def parse_args():
         '--model',
         choices=list(dict.fromkeys(name for names in MODELS.values() for name in names)),
         default='',
-        help='(default: retinanet, mask-rcnn, or semantic-fpn, by the task)',
+        help='model to train (default: retinanet, mask-rcnn, or semantic-fpn, depending on the task)',
     )
-    parser.add_argument('--arch', choices=[name for name in ARCHS if name != 'l'], default='xs')
+    parser.add_argument(
+        '--arch',
+        choices=[name for name in ARCHS if name != 'l'],
+        default='xs',
+        help='arch of CAS-ViT (default: %(default)s)',
+    )
     parser.add_argument('--size', type=int, help='longer side of the images in the model, in pixels')
-    parser.add_argument('--batch', type=int, help='images of a training step')
+    parser.add_argument('--batch', type=int, help='images in a training step')
     parser.add_argument('--epochs', type=float, help='how often training sees each image')
     parser.add_argument(
         '--minutes', type=float, help='time for training on this machine (default: 10 without a GPU, or no limit)'
     )
     parser.add_argument(
-        '--pretrained', metavar='FILE|NAME', help='ImageNet weights for the backbone, as of tools/train.py, such as xs'
+        '--pretrained', metavar='FILE|NAME', help='ImageNet weights for the backbone, as in tools/train.py, such as xs'
     )
     parser.add_argument('--out-dir', type=Path, help='folder for the results (default: work_dirs/start/DATA)')
     parser.add_argument(

@@ -99,10 +99,10 @@ def main():
     try:
         with stops_explained(runner):
             if decision:
-                runner.logger.warning(decision)
+                runner.logger.info(decision)
             runner.train()
             if decision:
-                runner.logger.warning(decision)
+                runner.logger.info(decision)
     except RunStopped as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)

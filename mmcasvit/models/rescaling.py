@@ -137,7 +137,7 @@ def rescale(backbone: DeployedCASViT, peaks: Mapping[str, Tensor]) -> list[Tenso
     """
     wrong = [name for name, peak in peaks.items() if not peak.isfinite().all()]
     if wrong:
-        raise ValueError(f'the activations of {", ".join(wrong)} are not finite in fp32: no power of two mends that.')
+        raise ValueError(f'the activations of {", ".join(wrong)} are not finite in fp32: no power of two can help.')
     powers = {name: _powers(peak) for name, peak in peaks.items()}
     stem = backbone.downsamples[0]
     if isinstance(stem[1], nn.ReLU):  # otherwise a norm that is not folded

@@ -53,8 +53,8 @@ class Machine:
         needed = self.fixed + _SLACK * self.per_image * batch
         available = '' if self.free is None else f', of {self.free / 2**30:.1f} GiB that are free'
         return (
-            f'{batch} images a step need about {needed / 2**30:.1f} GiB (measured: {self.per_image / 2**20:.0f} MiB an '
-            f'image and {self.fixed / 2**20:.0f} MiB besides){available}.'
+            f'{batch} images a step need about {needed / 2**30:.1f} GiB (measured: {self.per_image / 2**20:.0f} MiB '
+            f'for each image, and {self.fixed / 2**20:.0f} MiB for the rest){available}.'
         )
 
 

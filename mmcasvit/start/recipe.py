@@ -178,8 +178,8 @@ def _choose_anchors(data: Data, recipe: Recipe) -> None:
     recipe.why['objects'] = f'{measured}.'
     if small < 8:
         recipe.why['small'] = (
-            f'5% of the objects are smaller than 8 pixels in the model. --size {_whole(recipe.size * 12 / small)} '
-            'would show them at 12.'
+            f'5% of the objects are smaller than 8 pixels at this size. --size {_whole(recipe.size * 12 / small)} '
+            'would enlarge them to 12.'
         )
 
 
@@ -206,9 +206,9 @@ def choose_schedule(data: Data, choices: Choices, machine: Machine, recipe: Reci
         if affordable < recipe.samples or choices.minutes:
             recipe.samples = max(affordable, 20 * recipe.batch)
             reason = (
-                f'{recipe.samples / images:.1f} epochs, in about {minutes:g} minutes on this machine '
-                f'({three_digits(1 / machine.seconds_per_image)} images/s). --minutes or --epochs {full / images:.0f}, '
-                f'which suits {images} images, trains longer'
+                f'{recipe.samples / images:.1f} epochs, in about {minutes:g} minute{"" if minutes == 1 else "s"} on '
+                f'this machine ({three_digits(1 / machine.seconds_per_image)} images/s). --minutes or --epochs '
+                f'{full / images:.0f}, which suits {images} images, trains longer'
             )
     recipe.samples = max(recipe.samples, recipe.batch)
     why['schedule'] = f'{reason}.'

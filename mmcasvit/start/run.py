@@ -98,7 +98,7 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
         out: Folder for the config, converted files, and results.
         options: What the user said about the data.
         choices: What the user chose. An empty model stands for the default one of the task.
-        fix: Leave out what is at fault instead of stopping.
+        fix: Leave out images and objects with faults instead of stopping.
         force: Overwrite a config that was edited.
         workers: Number of processes that read images.
 
@@ -128,8 +128,8 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
         report = as_text(datasets, 5)
         if not fix or attempt:
             raise UsageError(
-                f'the data have faults that would spoil the training.\n{report}\nMend them, or leave out what is at '
-                'fault by the same command with --fix. Nothing in the folder of the data is changed.'
+                f'the data have faults that would spoil the training.\n{report}\nFix them, or run the same command '
+                'with --fix, which leaves them out. Nothing in the folder of the data is changed.'
             )
         lines.append(report)
         for found in stopping:
@@ -192,7 +192,7 @@ def check(cfg: Config, workers: int) -> list[CheckedDataset]:
 
 
 def _leave_out(data: Data, found: CheckedDataset, out: Path) -> str:
-    """Write a list or an annotation file without what is at fault, and make the dataset use it."""
+    """Write a list or an annotation file without the faults, and make the dataset use it."""
     settings = data.splits[found.split]
     if found.reads == 'coco':
         content, done = fix_coco(found)

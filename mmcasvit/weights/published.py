@@ -157,7 +157,9 @@ def _download(name: str, address: str, file: Path, expected: Expected, trust: bo
         try:
             _fetch(address, unfinished)
         except Exception as error:  # gdown raises nearly anything when Drive changes its pages
-            reason = textwrap.shorten(str(error), 200, placeholder=' ...').rstrip('.')
+            # requests puts the cause, such as a name that cannot be resolved, at the end of a long line.
+            cause = re.sub(r'.*\(Caused by (.*)\)', r'\1', str(error), flags=re.DOTALL)
+            reason = textwrap.shorten(cause, 200, placeholder=' ...').rstrip('.')
             raise UsageError(
                 f'{name} could not be downloaded: {reason}. Download {address} with a browser, and save it as {file}'
             ) from error

@@ -13,6 +13,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from mmcasvit.models.wrappers import unwrap
 from mmcasvit.ops import operators_in_use
 from mmcasvit.registry import HOOKS
+from mmcasvit.utils.tables import count_of
 from mmcasvit.weights.integrity import read_pointer
 
 
@@ -100,15 +101,12 @@ def _schedule(runner: Runner) -> str:
     rate = optimizer.param_groups[0].get('initial_lr', optimizer.param_groups[0]['lr']) if optimizer else None
     precision = ', mixed precision' if isinstance(wrapper, AmpOptimWrapper) else ''
     how = f', {type(optimizer).__name__} at {rate:g}{precision}' if optimizer else ''
-    return f'{_counted(length, unit)}, validation {often}{how}'
-
-
-def _counted(number: int, unit: str, units: str | None = None) -> str:
-    return f'{number} {unit if number == 1 else units or unit + "s"}'
+    return f'{count_of(length, unit)}, validation {often}{how}'
 
 
 def _places(runner: Runner) -> Iterator[tuple[str, str]]:
     device = next(runner.model.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _counted(torch.get_num_threads(), 'thread')
-    yield 'device', f'{device} ({name}), {_counted(get_world_size(), "process", "processes")}'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else count_of(torch.get_num_threads(), 'thread')
+    processes = get_world_size()
+    yield 'device', f'{device} ({name}), {processes} process{"" if processes == 1 else "es"}'
     yield 'output', f'{os.path.relpath(runner.work_dir)}, log in {os.path.relpath(runner.log_dir)}'
