@@ -1,6 +1,7 @@
 """Replace the backbone of a config of mmdet or mmseg by CAS-ViT, or show for which configs that works."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def write_config(args):
     )
     out.write_text(config_text(source, new, out, notes), encoding='utf-8')
     print('\n  '.join([f'{out} written:', *notes]))
+    weights = '' if args.pretrained or args.train_norms or args.arch == 'l' else f' --pretrained {args.arch}'
+    print(f'next:\n  python tools/train.py {shlex.quote(str(out))}{weights}')
 
 
 def print_compatibility(args):

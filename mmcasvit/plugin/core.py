@@ -143,6 +143,7 @@ def _verify(old: Config, new: Config, notes: list[str]) -> None:
             f'NOT VERIFIED: the model fails in the same way with its own backbone, so CAS-ViT is not the cause. {error}'
         )
     else:
+        notes.append('verified: the model was built, took a training step, and predicted, on random images')
         if trial.unused:
             new.find_unused_parameters = True
             notes.append(

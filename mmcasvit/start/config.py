@@ -30,7 +30,7 @@ NAMES = {
 METRICS = dict(detect='coco/bbox_mAP', instances='coco/segm_mAP', semantic='mIoU')
 _MARK = '# As written: '
 _AUGMENTATION = (
-    '# Mild augmentation: other sizes, colors and mirror images, which keep few images from being learned by heart.'
+    '# Mild augmentation: other sizes, colors and mirror images, which keep the model from memorizing the images.'
 )
 
 

@@ -122,7 +122,7 @@ def choose_shape(data: Data, choices: Choices, machine: Machine, limit: int | No
     if size <= 320 or not machine.accelerated:
         recipe.width = 64 if size <= 320 else 128
         why['width'] = (
-            f'{recipe.width} channels in place of 256: '
+            f'{recipe.width} channels instead of 256: '
             + ('small images need no more' if size <= 320 else 'most of the time without a GPU would go into the heads')
             + '.'
         )

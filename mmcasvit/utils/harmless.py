@@ -18,6 +18,8 @@ _TEXTS = (
     'Default ``avg_non_ignore`` is False',
     '`reduce_zero_label` will be deprecated',
     'The prefix is not set in metric class',
+    # PyTorch's, of anchors of mmdet.
+    'torch.meshgrid: in an upcoming release',
     # mmengine's, of every file that an inferencer reads.
     'Loads checkpoint by safe_file backend',
     # mmengine's, of an inferencer, whose drawings are not written by its backends.

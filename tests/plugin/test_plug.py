@@ -301,6 +301,7 @@ def test_unused_parameters_set_find_unused_parameters():
     new, notes = plug_with_notes(cfg, TINY)
     assert new.find_unused_parameters is True
     assert any(note.startswith('find_unused_parameters') for note in notes)
+    assert any(note.startswith('verified: ') for note in notes)
     assert 'find_unused_parameters' not in plug(FCOS, TINY)
 
 
@@ -312,6 +313,7 @@ def test_model_that_also_fails_with_its_own_backbone_is_returned_unverified():
     new, notes = plug_with_notes(cfg, TINY)
     assert new.model.neck.in_channels == [12, 16, 24]
     assert [note for note in notes if note.startswith('NOT VERIFIED') and 'FCOS with mmcasvit.CASViT fails' in note]
+    assert not any(note.startswith('verified: ') for note in notes)
 
 
 def test_unrecognized_reader_raises_an_error_that_names_it():

@@ -74,6 +74,7 @@ def test_tool_writes_one_file_and_overwrites_only_with_force(run_main, tmp_path)
     status, printed = run_main('plug', FCOS, '--arch', 'xs', '--out', 'new.py', '--no-verify')
     assert status == 0
     assert 'model.neck.in_channels: [256, 512, 1024, 2048] -> [56, 112, 220]' in printed.out
+    assert printed.out.endswith('next:\n  python tools/train.py new.py --pretrained xs\n')
     assert Config.fromfile(tmp_path / 'new.py').model.neck.in_channels == [56, 112, 220]
     written = (tmp_path / 'new.py').read_text()
     status, printed = run_main('plug', FCOS, '--arch', 's', '--out', 'new.py', '--no-verify')
