@@ -231,6 +231,15 @@ def test_without_a_network_the_address_and_the_file_are_named(site):
     assert left() == []
 
 
+def test_the_cause_of_a_failed_download_is_named(site, monkeypatch):
+    def fetch(address, target):
+        raise OSError(f'Pool(host=x): Max retries exceeded with url: {"/" * 200} (Caused by NameError("no such host"))')
+
+    monkeypatch.setattr(cache, '_fetch', fetch)
+    with pytest.raises(UsageError, match=r'xs could not be downloaded: NameError\("no such host"\)\. Download http'):
+        mmcasvit.published_file('xs')
+
+
 def test_without_gdown_the_address_and_the_file_are_named(site, monkeypatch):
     monkeypatch.setattr(cache, '_DRIVE', '127.0.0.1')
     monkeypatch.setitem(sys.modules, 'gdown', None)
