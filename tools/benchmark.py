@@ -32,7 +32,7 @@ from mmcasvit.benchmark.operator_times import operators_text
 from mmcasvit.benchmark.peers import PEERS, WHOLE_PEERS
 from mmcasvit.benchmark.pipeline import ORDER, measure_pipeline, pipeline_in_words
 from mmcasvit.benchmark.preparation import count_variant
-from mmcasvit.benchmark.published import PUBLISHED
+from mmcasvit.benchmark.published import PUBLISHED, margins
 from mmcasvit.benchmark.scaling import curves_of, fit_exponents, scaling_table, split_feasible
 from mmcasvit.benchmark.step_memory import TrainingStep, memory_in_words, memory_rows
 from mmcasvit.benchmark.steps import measure_steps, step_table
@@ -295,8 +295,13 @@ def compare(args):
     if args.plot:
         plots.plot_times(args.plot, rows, [', '.join(str(row[name]) for name in varying) for row in rows], title)
     if args.plot_accuracy:
-        plots.plot_accuracy(args.plot_accuracy, rows, title)
-    return comparison_text(rows, constant, varying, baseline, plan, here, left_out)
+        plots.plot_accuracy(args.plot_accuracy, rows, varying, title)
+    text = comparison_text(rows, constant, varying, baseline, plan, here, left_out)
+    gains = margins(rows, varying) if args.plot_accuracy else []
+    if gains:
+        text += '\n\nPublished accuracy above (+) or below (-) that of CAS-ViT at equal time, in points:\n\n'
+        text += markdown(gains)
+    return text
 
 
 def scaling(args):

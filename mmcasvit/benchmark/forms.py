@@ -55,6 +55,18 @@ def _deploy(subject: Subject, setting: Setting) -> None:
     subject.module = deploy(subject.module)
 
 
+def _fused(subject: Subject, setting: Setting) -> None:
+    """Bring a model into the form that its library makes for inference, if it has one."""
+    if setting.train:
+        raise NotApplicable('the fused form cannot be trained')
+    if subject.deployable:
+        _deploy(subject, setting)
+    elif subject.library == 'timm':
+        from timm.models import reparameterize_model
+
+        subject.module = reparameterize_model(subject.module, inplace=True)
+
+
 def _channels_last(subject: Subject, setting: Setting) -> None:
     to_channels_last(subject.module)
 
@@ -144,6 +156,7 @@ class Form:
 FORMS: dict[str, Form] = dict(
     eager=Form(lambda subject, setting: None),
     deploy=Form(_deploy),
+    fused=Form(_fused),
     channels_last=Form(_channels_last),
     compiled=Form(_compiled),
     onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32',)), FILES['onnx'].packages, exported=True),

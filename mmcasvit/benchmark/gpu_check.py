@@ -38,7 +38,7 @@ _RECIPES = [
     'detection/mask-rcnn_casvit-xs_fpn_1x_coco.py',
     'segmentation/upernet_casvit-xs_8xb2-160k_ade20k-512x512.py',
 ]
-_PACKAGES = ('torch', 'torchvision', 'onnxruntime', 'onnxruntime-gpu', 'timm', 'transformers')
+_PACKAGES = ('torch', 'torchvision', 'onnxruntime', 'onnxruntime-gpu', 'timm', 'mmpretrain')
 # A finished test in the output of pytest -v, and the reason of a failure in its summary.
 _TEST = re.compile(r'^(\S+?::.+?) (PASSED|FAILED|SKIPPED|ERROR)(?: \((.*?)\))?(?: +\[|$)', re.MULTILINE)
 _FAILURE = re.compile(r'^(?:FAILED|ERROR) (\S+?::.+?) - (.*)$', re.MULTILINE)

@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmcasvit.utils.errors import MissingLibrary
 
@@ -13,9 +13,16 @@ from mmcasvit.utils.errors import MissingLibrary
 _INSTALL = dict(
     mmdet='pip install onedl-mmdetection, see requirements/',
     mmseg='pip install onedl-mmsegmentation, see requirements/',
-    transformers='pip install "mmcasvit[benchmark]"',
+    mmpretrain='pip install "mmcasvit[classification]", and a torchvision that was built for the installed PyTorch',
     timm='pip install "mmcasvit[timm]", and a torchvision that was built for the installed PyTorch',
 )
+# The ends of names that timm writes differently.
+_TIMM_NAMES = {
+    'convnext-t': 'convnext_tiny',
+    'mobilenetv3-large': 'mobilenetv3_large_100',
+    'mobilevitv2-1.0': 'mobilevitv2_100',
+    'nextvit-s': 'nextvit_small',
+}
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,8 @@ class Peer:
 
     Attributes:
         library: Name of the library.
-        build: Function that returns a module whose output is a tuple of maps.
-        outputs: Description of the output: four maps as a detector reads them, or only the last map where the library
-            does not return the others.
+        build: Function that returns a module whose output is a sequence of maps.
+        outputs: Description of the output.
         fixed_size: Whether the model is built for one image size: ``build(img_size=(H, W))``.
     """
 
@@ -36,63 +42,55 @@ class Peer:
     fixed_size: bool = False
 
 
-class _Maps(nn.Module):
-    """Module that returns the maps of another module as a tuple.
-
-    Args:
-        model: Module that takes an image.
-        maps_of: Function that takes the maps out of the output of ``model``.
-    """
-
-    def __init__(self, model: nn.Module, maps_of: Callable[..., Sequence[Tensor]]):
-        super().__init__()
-        self.model, self.maps_of = model, maps_of
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.maps_of(self.model(x)))
-
-
 def _openmmlab(library: str, name: str, **settings) -> Peer:
     return Peer(library, lambda: getattr(importlib.import_module(f'{library}.models'), name)(**settings))
 
 
-def _transformers(name: str, **settings) -> Peer:
-    def build():
-        import transformers
-
-        config = getattr(transformers, name.removesuffix('Model') + 'Config')
-        return _Maps(getattr(transformers, name)(config(**settings)), lambda output: [output.last_hidden_state])
-
-    return Peer('transformers', build, 'last map')
+def _pvtv2(width: int, depths: Sequence[int]) -> Peer:
+    return _openmmlab('mmdet', 'PyramidVisionTransformerV2', embed_dims=width, num_layers=depths)
 
 
-def _convnextv2(**settings) -> Peer:
-    def build():
-        from transformers import ConvNextV2Backbone, ConvNextV2Config
-
-        config = ConvNextV2Config(out_features=['stage1', 'stage2', 'stage3', 'stage4'], **settings)
-        return _Maps(ConvNextV2Backbone(config), lambda output: output.feature_maps)
-
-    return Peer('transformers', build)
+def _van(arch: str) -> Peer:
+    return _openmmlab('mmpretrain', 'VAN', arch=arch, out_indices=(0, 1, 2, 3))
 
 
-def _timm(name: str, fixed_size: bool = False) -> Peer:
+def _timm(name: str, outputs: str = '4 maps', fixed_size: bool = False) -> tuple[str, Peer]:
     def build(**size):
         import timm
 
-        return _Maps(timm.create_model(name, pretrained=False, features_only=True, **size), tuple)
+        model = _TIMM_NAMES.get(name, name.replace('-', '_').replace('.', '_'))
+        module = timm.create_model(model, pretrained=False, features_only=True, **size)
+        finest = [stride >= 4 for stride in module.feature_info.reduction()].index(True)
+        if finest:  # without the map of stride 2, which detectors do not read
+            indices = range(finest, len(module.feature_info))
+            module = timm.create_model(model, pretrained=False, features_only=True, out_indices=indices, **size)
+        return module
 
-    return Peer('timm', build, 'all maps', fixed_size)
+    return name, Peer('timm', build, outputs, fixed_size)
+
+
+def _efficientformer(name: str) -> tuple[str, Peer]:
+    def build(img_size):
+        from timm.models.efficientformer import Attention
+
+        module = _timm(name)[1].build()
+        # timm's positional biases are those of images of 224x224 pixels.
+        for block in list(module.modules()):
+            if isinstance(getattr(block, 'token_mixer', None), Attention):
+                width = block.token_mixer.qkv.in_features
+                block.token_mixer = Attention(width, resolution=tuple(side // 32 for side in img_size))
+        return module
+
+    return name, Peer('timm', build, fixed_size=True)
 
 
 PEERS: dict[str, Peer] = {
     'resnet-18': _openmmlab('mmdet', 'ResNet', depth=18, norm_eval=False),
     'resnet-50': _openmmlab('mmdet', 'ResNet', depth=50, norm_eval=False),
     'mobilenetv2': _openmmlab('mmdet', 'MobileNetV2'),
-    # mmseg dilates the last stages instead of striding, which takes more arithmetic than the classifier of this name.
-    'mobilenetv3-large-dilated': _openmmlab('mmseg', 'MobileNetV3', arch='large', out_indices=(1, 3, 6, 16)),
-    'pvtv2-b0': _openmmlab('mmdet', 'PyramidVisionTransformerV2', embed_dims=32, num_layers=[2, 2, 2, 2]),
-    'pvtv2-b1': _openmmlab('mmdet', 'PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
+    'pvtv2-b0': _pvtv2(32, [2, 2, 2, 2]),
+    'pvtv2-b1': _pvtv2(64, [2, 2, 2, 2]),
+    'pvtv2-b2': _pvtv2(64, [3, 4, 6, 3]),
     'swin-t': _openmmlab('mmdet', 'SwinTransformer', drop_path_rate=0.0),
     'mit-b0': _openmmlab(
         'mmseg',
@@ -105,23 +103,53 @@ PEERS: dict[str, Peer] = {
         sr_ratios=[8, 4, 2, 1],
         qkv_bias=True,
     ),
-    'poolformer-s12': _transformers('PoolFormerModel', depths=[2, 2, 6, 2]),
-    'poolformer-s24': _transformers('PoolFormerModel', depths=[4, 4, 12, 4]),
-    'swiftformer-xs': _transformers('SwiftFormerModel', depths=[3, 3, 6, 4], embed_dims=[48, 56, 112, 220]),
-    'swiftformer-s': _transformers('SwiftFormerModel', depths=[3, 3, 9, 6], embed_dims=[48, 64, 168, 224]),
-    'swiftformer-l1': _transformers('SwiftFormerModel', depths=[4, 3, 10, 5], embed_dims=[48, 96, 192, 384]),
-    'mobilevitv2-1.0': _transformers('MobileViTV2Model'),
-    'convnextv2-atto': _convnextv2(hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2]),
-    'convnextv2-tiny': _convnextv2(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3]),
-    'efficientnet-b0': _transformers(
-        'EfficientNetModel', image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280
+    'van-b0': _van('tiny'),
+    'van-b1': _van('small'),
+    'van-b2': _van('base'),
+    **dict(map(_efficientformer, ('efficientformer-l1', 'efficientformer-l3', 'efficientformer-l7'))),
+    **dict(_timm(f'efficientformerv2-{size}', fixed_size=True) for size in ('s1', 's2', 'l')),
+    # Microsoft's EfficientViT, whose maps have strides 16, 32 and 64. efficientvit-b1 and b2 are MIT's.
+    **dict([_timm('efficientvit-m4', outputs='3 maps', fixed_size=True)]),
+    **dict(
+        map(
+            _timm,
+            (
+                'convnext-t',
+                'convnextv2-atto',
+                'convnextv2-tiny',
+                'edgenext-small',
+                'efficientnet-b0',
+                'efficientvit-b1',
+                'efficientvit-b2',
+                'fastvit-sa12',
+                'fastvit-sa24',
+                'fastvit-sa36',
+                'fastvit-ma36',
+                'iformer-m',
+                'iformer-l',
+                'iformer-l2',
+                'mobilenetv3-large',
+                'mobilenetv4-conv-small',
+                'mobilenetv4-conv-medium',
+                'mobilenetv4-hybrid-medium',
+                'mobilevitv2-1.0',
+                'nextvit-s',
+                'poolformer-s12',
+                'poolformer-s24',
+                'poolformer-s36',
+                'repvit-m0.9',
+                'repvit-m1.0',
+                'repvit-m1.1',
+                'repvit-m1.5',
+                'repvit-m2.3',
+                'shvit-s4',
+                'swiftformer-xs',
+                'swiftformer-s',
+                'swiftformer-l1',
+                'swiftformer-l3',
+            ),
+        )
     ),
-    'mobilenetv3-large': _timm('mobilenetv3_large_100'),
-    'fastvit-sa12': _timm('fastvit_sa12'),
-    'fastvit-sa24': _timm('fastvit_sa24'),
-    'repvit-m1.1': _timm('repvit_m1_1'),
-    'efficientformerv2-s1': _timm('efficientformerv2_s1', fixed_size=True),
-    'edgenext-small': _timm('edgenext_small'),
 }
 
 # Fast detectors and segmentors, with random weights, as the configs of their libraries build them.
@@ -151,8 +179,9 @@ def check_library(name: str) -> None:
     library = PEERS[name].library
     if importlib.util.find_spec(library) is None:
         raise MissingLibrary(name, f'needs {library}, which is not installed: {_INSTALL[library]}')
-    if library == 'timm':
+    if library in ('mmpretrain', 'timm'):
         try:
-            importlib.import_module('timm')
+            importlib.import_module(library)
         except Exception as error:
-            raise MissingLibrary(name, f'needs timm, which cannot be imported ({error}): {_INSTALL["timm"]}') from error
+            reason = f'needs {library}, which cannot be imported ({error}): {_INSTALL[library]}'
+            raise MissingLibrary(name, reason) from error

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from mmcasvit.utils.plots import COLORS, STYLE
 
-from .published import METRICS, PUBLISHED
+from .published import CASVIT_FAMILY, METRICS, PUBLISHED, settings_of
 
-CASVIT_FAMILY = ('xs', 's', 'm', 't')
 _COLORS = (*COLORS[:6], '#000000')
 
 
@@ -70,67 +72,91 @@ def plot_times(path: str | Path, rows: Sequence[Mapping[str, Any]], labels: Sequ
         axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
-def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Plot published accuracy against measured time, with one row of panels per form and one column per metric."""
-    forms = list(dict.fromkeys(row['form'] for row in rows))
-    size = 4.6 * len(METRICS), 3.5 * len(forms)
-    with _figure(path, title, figsize=size, layout='constrained') as figure:
-        grid = figure.subplots(len(forms), len(METRICS), squeeze=False)
-        for form, panels in zip(forms, grid):
-            for (metric, name), axes in zip(METRICS.items(), panels):
-                points = [
-                    (row['seconds'].median * 1000, getattr(PUBLISHED[row['model']], metric), row['model'])
-                    for row in rows
-                    if row['form'] == form
-                    and row['model'] in PUBLISHED
-                    and getattr(PUBLISHED[row['model']], metric) is not None
-                ]
-                family = sorted(point for point in points if point[2] in CASVIT_FAMILY)
-                others = [point for point in points if point[2] not in CASVIT_FAMILY]
-                axes.plot(*list(zip(*family))[:2] if family else ([], []), 'o-', color=_COLORS[0], label='CAS-ViT')
-                axes.plot(
-                    *list(zip(*others))[:2] if others else ([], []), 'o', color='#888888', label='other libraries'
-                )
-                for (x, y, model), (place, anchor) in zip(points, _label_places(points)):
-                    axes.annotate(
-                        model,
-                        (x, y),
-                        xytext=place,
-                        textcoords='offset points',
-                        fontsize=7,
-                        **anchor,
-                        color=_COLORS[0] if model in CASVIT_FAMILY else '#555555',
-                    )
-                axes.set_xscale('log')
-                axes.margins(0.12)
-                axes.grid(which='both')
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-                axes.xaxis.set_minor_locator(NullLocator())
-                axes.xaxis.set_major_formatter('{x:g}')
-                axes.set_xlabel(f'ms per pass, measured ({form})')
-                axes.set_ylabel(f'{name}, published', fontsize=8)
-        grid[0][0].legend(loc='lower right')
+def plot_accuracy(path: str | Path, rows: Sequence[Mapping[str, Any]], varying: Sequence[str], title: str) -> None:
+    """Plot published accuracy against measured time, with one row of panels per setting and one column per metric.
 
-
-def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[tuple[int, int], dict]]:
-    """Return the offset and alignment of each label.
-
-    Labels of the family stand above their points. Others stand on the right, or on the left if the right is crowded.
+    Args:
+        path: Image file to write.
+        rows: Rows of :func:`.comparison.measure`.
+        varying: Fields of the rows that make a setting, such as the form.
+        title: Title of the figure.
     """
-    places = []
-    for x, y, model in points:
-        crowded = any(
-            x <= a < 1.4 * x and abs(b - y) < 1.2
-            for a, b, other in points
-            if other != model and other not in CASVIT_FAMILY
-        )
-        if model in CASVIT_FAMILY:
-            places.append(((0, 5), dict(ha='center', va='bottom')))
-        elif crowded:
-            places.append(((-5, 0), dict(ha='right', va='center')))
-        else:
-            places.append(((5, 0), dict(ha='left', va='center')))
-    return places
+    panels = settings_of(rows, varying)
+    size = 6.4 * len(METRICS), 5.2 * len(panels)
+    with _figure(path, title, figsize=size, layout='constrained') as figure:
+        grid = figure.subplots(len(panels), len(METRICS), squeeze=False)
+        for (setting, measured), line in zip(panels.items(), grid):
+            for (metric, name), axes in zip(METRICS.items(), line):
+                _draw_accuracy(axes, measured, metric)
+                axes.set_xlabel(f'ms per pass, measured{setting and f" ({setting})"}')
+                axes.set_ylabel(f'{name}, published', fontsize=8)
+        grid[0][0].legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
+        for axes in grid.flat:
+            place_labels(axes)
+
+
+def _draw_accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Draw a panel, with the labels still on their points."""
+    found = sorted(
+        (row['seconds'].median * 1000, value, row['model'])
+        for row in rows
+        if (value := getattr(PUBLISHED[row['model']], metric)) is not None
+    )
+    groups: dict[str, list] = {'CAS-ViT': [], 'others, plain pretraining': [], 'others, distilled': []}
+    for point in found:
+        distilled = 'distilled' in PUBLISHED[point[2]].pretraining
+        family = 'CAS-ViT' if point[2] in CASVIT_FAMILY else 'others, distilled' if distilled else list(groups)[1]
+        groups[family].append(point)
+    for (label, points), style, color, fill in zip(
+        groups.items(), ('o-', 'o', 'o'), (_COLORS[0], '#888888', '#888888'), ('full', 'full', 'none')
+    ):
+        x, y = ([point[i] for point in points] for i in (0, 1))
+        axes.plot(x, y, style, color=color, fillstyle=fill, markersize=5, label=label)
+        for a, b, model in points:
+            axes.annotate(
+                model,
+                (a, b),
+                textcoords='offset points',
+                xytext=(0, 0),
+                fontsize=7,
+                color=color if label == 'CAS-ViT' else '#444444',
+                arrowprops=dict(arrowstyle='-', color='#bbbbbb', linewidth=0.5, shrinkA=0, shrinkB=2),
+            ).set_in_layout(False)
+    axes.set_xscale('log')
+    axes.margins(0.12)
+    axes.grid(which='both')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter('{x:g}')
+
+
+def place_labels(axes: Axes) -> None:
+    """Move each annotation next to its point, to where it covers least of the points and of earlier labels."""
+    axes.figure.draw_without_rendering()  # gives the axes and the labels their places
+    labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in (axes.transData.transform(label.xy) for label in labels)]
+    for label in labels:
+
+        def cost(place: tuple[float, float], label: Annotation = label) -> float:
+            label.set_position(place)
+            box = Text.get_window_extent(label)
+            inside = Bbox.intersection(box, axes.bbox)
+            hidden = box.width * box.height - (inside.width * inside.height if inside else 0)
+            overlaps = (Bbox.intersection(box, other) for other in taken)
+            covered = sum(both.width * both.height for both in overlaps if both)
+            return 10 * (covered + hidden) + math.hypot(*place)
+
+        label.set(ha='center', va='center')
+        width, height = (side * 72 / axes.figure.dpi for side in Text.get_window_extent(label).size)
+        places = [
+            (x * (width / 2 + gap), y * (height / 2 + gap))
+            for gap in (4, 10, 18, 28)
+            for x in (1, -1, 0, 0.5, -0.5)
+            for y in (0, 1, -1)
+            if x or y
+        ]
+        label.set_position(min(places, key=cost))
+        taken.append(Text.get_window_extent(label))
 
 
 def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
