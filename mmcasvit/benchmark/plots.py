@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 from mmcasvit.utils.plots import COLORS, STYLE
 
@@ -130,33 +129,35 @@ def _draw_accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -
     axes.xaxis.set_major_formatter('{x:g}')
 
 
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the areas that boxes ``(..., 4)`` of left, bottom, right and top share with others."""
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    return np.prod(np.clip(sides, 0, None), -1)
+
+
 def place_labels(axes: Axes) -> None:
     """Move each annotation next to its point, to where it covers least of the points and of earlier labels."""
     axes.figure.draw_without_rendering()  # gives the axes and the labels their places
     labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
-    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in (axes.transData.transform(label.xy) for label in labels)]
-    for label in labels:
-
-        def cost(place: tuple[float, float], label: Annotation = label) -> float:
-            label.set_position(place)
-            box = Text.get_window_extent(label)
-            inside = Bbox.intersection(box, axes.bbox)
-            hidden = box.width * box.height - (inside.width * inside.height if inside else 0)
-            overlaps = (Bbox.intersection(box, other) for other in taken)
-            covered = sum(both.width * both.height for both in overlaps if both)
-            return 10 * (covered + hidden) + math.hypot(*place)
-
-        label.set(ha='center', va='center')
-        width, height = (side * 72 / axes.figure.dpi for side in Text.get_window_extent(label).size)
-        places = [
-            (x * (width / 2 + gap), y * (height / 2 + gap))
-            for gap in (4, 10, 18, 28)
-            for x in (1, -1, 0, 0.5, -0.5)
-            for y in (0, 1, -1)
-            if x or y
-        ]
-        label.set_position(min(places, key=cost))
-        taken.append(Text.get_window_extent(label))
+    points = [axes.transData.transform(label.xy) for label in labels]
+    taken = [np.hstack([point - 3, point + 3]) for point in points]
+    for label, point in zip(labels, points):
+        half = np.array(Text.get_window_extent(label).size) / 2
+        shifts = np.array(
+            [
+                (x * (half[0] + gap), y * (half[1] + gap))
+                for gap in (5, 12, 22, 36)
+                for x in (1, -1, 0, 0.5, -0.5)
+                for y in (0, 1, -1)
+                if x in (1, -1) or y
+            ]
+        )
+        boxes = np.hstack([point + shifts - half, point + shifts + half])
+        covered = _overlap(boxes[:, None], np.array(taken)).sum(1)
+        outside = 4 * half.prod() - _overlap(boxes, np.array(axes.bbox.extents))
+        best = np.argmin(10 * (covered + outside) + np.hypot(*shifts.T))
+        label.set(ha='center', va='center', position=tuple(shifts[best] * 72 / axes.figure.dpi))
+        taken.append(boxes[best])
 
 
 def plot_seeds(path: str | Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
