@@ -54,7 +54,7 @@ def _van(arch: str) -> Peer:
     return _openmmlab('mmpretrain', 'VAN', arch=arch, out_indices=(0, 1, 2, 3))
 
 
-def _timm(name: str, outputs: str = '4 maps', fixed_size: bool = False) -> tuple[str, Peer]:
+def _timm(name: str, outputs: str = '4 maps', fixed_size: bool = False) -> Peer:
     def build(**size):
         import timm
 
@@ -66,14 +66,14 @@ def _timm(name: str, outputs: str = '4 maps', fixed_size: bool = False) -> tuple
             module = timm.create_model(model, pretrained=False, features_only=True, out_indices=indices, **size)
         return module
 
-    return name, Peer('timm', build, outputs, fixed_size)
+    return Peer('timm', build, outputs, fixed_size)
 
 
-def _efficientformer(name: str) -> tuple[str, Peer]:
+def _efficientformer(name: str) -> Peer:
     def build(img_size):
         from timm.models.efficientformer import Attention
 
-        module = _timm(name)[1].build()
+        module = _timm(name).build()
         # timm's positional biases are those of images of 224x224 pixels.
         for block in list(module.modules()):
             if isinstance(getattr(block, 'token_mixer', None), Attention):
@@ -81,7 +81,7 @@ def _efficientformer(name: str) -> tuple[str, Peer]:
                 block.token_mixer = Attention(width, resolution=tuple(side // 32 for side in img_size))
         return module
 
-    return name, Peer('timm', build, fixed_size=True)
+    return Peer('timm', build, fixed_size=True)
 
 
 PEERS: dict[str, Peer] = {
@@ -106,50 +106,48 @@ PEERS: dict[str, Peer] = {
     'van-b0': _van('tiny'),
     'van-b1': _van('small'),
     'van-b2': _van('base'),
-    **dict(map(_efficientformer, ('efficientformer-l1', 'efficientformer-l3', 'efficientformer-l7'))),
-    **dict(_timm(f'efficientformerv2-{size}', fixed_size=True) for size in ('s1', 's2', 'l')),
+    **{name: _efficientformer(name) for name in ('efficientformer-l1', 'efficientformer-l3', 'efficientformer-l7')},
+    **{f'efficientformerv2-{size}': _timm(f'efficientformerv2-{size}', fixed_size=True) for size in ('s1', 's2', 'l')},
     # Microsoft's EfficientViT, whose maps have strides 16, 32 and 64. efficientvit-b1 and b2 are MIT's.
-    **dict([_timm('efficientvit-m4', outputs='3 maps', fixed_size=True)]),
-    **dict(
-        map(
-            _timm,
-            (
-                'convnext-t',
-                'convnextv2-atto',
-                'convnextv2-tiny',
-                'edgenext-small',
-                'efficientnet-b0',
-                'efficientvit-b1',
-                'efficientvit-b2',
-                'fastvit-sa12',
-                'fastvit-sa24',
-                'fastvit-sa36',
-                'fastvit-ma36',
-                'iformer-m',
-                'iformer-l',
-                'iformer-l2',
-                'mobilenetv3-large',
-                'mobilenetv4-conv-small',
-                'mobilenetv4-conv-medium',
-                'mobilenetv4-hybrid-medium',
-                'mobilevitv2-1.0',
-                'nextvit-s',
-                'poolformer-s12',
-                'poolformer-s24',
-                'poolformer-s36',
-                'repvit-m0.9',
-                'repvit-m1.0',
-                'repvit-m1.1',
-                'repvit-m1.5',
-                'repvit-m2.3',
-                'shvit-s4',
-                'swiftformer-xs',
-                'swiftformer-s',
-                'swiftformer-l1',
-                'swiftformer-l3',
-            ),
+    'efficientvit-m4': _timm('efficientvit-m4', outputs='3 maps', fixed_size=True),
+    **{
+        name: _timm(name)
+        for name in (
+            'convnext-t',
+            'convnextv2-atto',
+            'convnextv2-tiny',
+            'edgenext-small',
+            'efficientnet-b0',
+            'efficientvit-b1',
+            'efficientvit-b2',
+            'fastvit-sa12',
+            'fastvit-sa24',
+            'fastvit-sa36',
+            'fastvit-ma36',
+            'iformer-m',
+            'iformer-l',
+            'iformer-l2',
+            'mobilenetv3-large',
+            'mobilenetv4-conv-small',
+            'mobilenetv4-conv-medium',
+            'mobilenetv4-hybrid-medium',
+            'mobilevitv2-1.0',
+            'nextvit-s',
+            'poolformer-s12',
+            'poolformer-s24',
+            'poolformer-s36',
+            'repvit-m0.9',
+            'repvit-m1.0',
+            'repvit-m1.1',
+            'repvit-m1.5',
+            'repvit-m2.3',
+            'shvit-s4',
+            'swiftformer-xs',
+            'swiftformer-s',
+            'swiftformer-l1',
+            'swiftformer-l3',
         )
-    ),
+    },
 }
 
 # Fast detectors and segmentors, with random weights, as the configs of their libraries build them.
