@@ -7,8 +7,6 @@ model = dict(
 )
 
 globals().update(_base_.shapes)  # the data, the schedule and the hooks
-# RTMDet's norms and losses stand twice the rate of the other twins, and its augmentation needs it to learn in 6 epochs.
-optim_wrapper = dict(_base_.shapes.optim_wrapper, optimizer=dict(_base_.shapes.optim_wrapper.optimizer, lr=2e-3))
 sizes = {640: (192, 128), 1280: (384, 256)}  # (width, height)
 train_pipeline, train_pipeline_stage2 = (
     [
@@ -29,6 +27,6 @@ val_dataloader = dict(_base_.shapes.val_dataloader, num_workers=2)
 test_dataloader = val_dataloader
 custom_hooks = [
     *_base_.custom_hooks[:-1],
-    dict(_base_.custom_hooks[-1], switch_epoch=2, switch_pipeline=train_pipeline_stage2),
+    dict(_base_.custom_hooks[-1], switch_epoch=4, switch_pipeline=train_pipeline_stage2),
     dict(type='mmcasvit.ChannelsLastHook'),
 ]
