@@ -7,7 +7,7 @@ from mmcasvit.engine.hooks.check_weights import CheckWeightsHook
 from mmcasvit.engine.hooks.checkpoint import CheckpointHook
 from mmcasvit.engine.hooks.deploy import DeployHook
 from mmcasvit.engine.hooks.invalid_loss import StopOnInvalidLossHook
-from mmcasvit.engine.hooks.speed import ChannelsLastHook, CompileHook
+from mmcasvit.engine.hooks.speed import ChannelsLastHook, CompileHook, KeepMemoryHook, ShortcutsHook
 from mmcasvit.engine.hooks.stage_health import StageHealthHook
 from mmcasvit.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from mmcasvit.models.casvit import CASViT
@@ -35,10 +35,12 @@ __all__ = [
     'CheckpointHook',
     'CompileHook',
     'DeployHook',
+    'KeepMemoryHook',
     'PlugError',
     'ResumableEpochLoop',
     'ResumableIterLoop',
     'RunStopped',
+    'ShortcutsHook',
     'StageHealthHook',
     'StopOnInvalidLossHook',
     'WeightsError',

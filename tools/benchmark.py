@@ -5,6 +5,7 @@ scaling    cost against the number of pixels, next to the same model with softma
 operators  one model by groups of operators, next to the limits of the machine
 mmcv-ops   operators of mmcasvit next to the compiled ones of mmcv
 step       time of a training step of a config by its parts
+fast       training steps of configs, plain and with --fast of tools/train.py
 memory     memory of a training step of a config, before a run
 pipeline   time of a prediction by its parts, from the image file to the drawing
 coco-eval  COCO's evaluation by pycocotools and faster-coco-eval
@@ -25,6 +26,7 @@ from mmcasvit.apis.preflight import check_data
 from mmcasvit.benchmark import losses, plots
 from mmcasvit.benchmark.coco_eval import evaluate_both
 from mmcasvit.benchmark.comparison import Plan, measure
+from mmcasvit.benchmark.fast_steps import measure_fast
 from mmcasvit.benchmark.forms import FORMS
 from mmcasvit.benchmark.mmcv_ops import mmcv_ops_text
 from mmcasvit.benchmark.models import CASVITS
@@ -182,6 +184,19 @@ def parse_args():
     command.add_argument('--warmup', type=at_least_one, default=3, help='steps before these (default: 3)')
     command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     add_config_options(command, 'override entries of the config; data_root=DIR moves every dataset')
+
+    command = add_command(fast, 'fast', 'Compare training steps, plain and with --fast of tools/train.py, in turns.')
+    command.add_argument('configs', nargs='+', metavar='CONFIG', help='configs of detectors and segmentors')
+    command.add_argument(
+        '--sizes', nargs='+', type=size, default=[(512, 512)], metavar='HxW', help='of all configs, or one for each'
+    )
+    command.add_argument(
+        '--batches', nargs='+', type=at_least_one, default=[2], metavar='N', help='of all configs, or one for each'
+    )
+    command.add_argument('--device', default='cpu', choices=DEVICES)
+    command.add_argument('--threads', type=at_least_one, default=torch.get_num_threads())
+    command.add_argument('--rounds', type=at_least_one, default=5, help='number of rounds (default: %(default)s)')
+    command.add_argument('--csv', metavar='FILE', help='write the table as CSV')
 
     command = add_command(memory, 'memory', 'Measure how much memory a training step needs.')
     command.add_argument('config', help='config file')
@@ -357,6 +372,25 @@ def step(args):
         f'{Path(args.config).name}: {args.steps} steps of {loader.batch_size} images, '
         f'{count_of(loader.num_workers, "worker")}, {count_of(torch.get_num_threads(), "thread")}, on '
         f'{machine([default_device()])}.\n\n{markdown(table)}'
+    )
+
+
+def fast(args):
+    for name in ('sizes', 'batches'):
+        values = getattr(args, name)
+        if len(values) not in (1, len(args.configs)):
+            raise UsageError(f'--{name}: give one value, or one for each of the {len(args.configs)} configs.')
+        setattr(args, name, values * (len(args.configs) // len(values)))
+    rows, lines = [], []
+    for config, height_and_width, batch in zip(args.configs, args.sizes, args.batches):
+        variant = Variant(config, 'train', device=args.device, threads=args.threads, batch=batch, size=height_and_width)
+        more, choices = measure_fast(variant, args.rounds, tell)
+        rows += more
+        lines += [f'{Path(config).stem}:', *choices, '']
+    write_files(args, rows)
+    return (
+        f'{count_of(args.rounds, "round")} in alternating order, {count_of(args.threads, "thread")}, on '
+        f'{machine([args.device])}.\n\n{markdown(rows)}\n\n' + '\n'.join(lines).strip()
     )
 
 

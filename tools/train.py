@@ -6,6 +6,7 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmcasvit.apis.config import load_config
+from mmcasvit.apis.fast import log_choices, use_fast_training
 from mmcasvit.apis.options import (
     add_tensorboard,
     has_accelerator,
@@ -35,6 +36,11 @@ def parse_args():
         'xs-384, which are downloaded once (python -m mmcasvit weights list)',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--fast',
+        action='store_true',
+        help='switch on what makes steps faster on this device and changes losses by rounding at most, and say what',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -84,6 +90,7 @@ def main():
         use_pretrained(cfg, args.pretrained, args.trust_checkpoint)
     if args.amp:
         use_amp(cfg)
+    choices = use_fast_training(cfg) if args.fast else []  # after --amp, which decides on some
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     decision = use_start(cfg, args.resume, args.trust_checkpoint)
@@ -96,6 +103,7 @@ def main():
     with refusals_explained():
         runner = build_runner(cfg, quiet=not args.verbose)
     warn_about_random_backbone(cfg)
+    log_choices(choices, runner.logger)
     try:
         with stops_explained(runner):
             if decision:

@@ -79,14 +79,15 @@ def peak_memory(variant: Variant, prepared: Prepared | None = None, folder: Path
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Return a size of this process in bytes: ``'VmRSS'``, or ``'VmHWM'`` for its peak. Only Linux has these."""
     with open('/proc/self/status') as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f'{field}:'))
 
 
 def _settle() -> int:
     ctypes.CDLL(None).malloc_trim(0)
-    return _resident('VmRSS')
+    return resident('VmRSS')
 
 
 def _quiet_resident_peak(variant: Variant, folder: Path | None) -> Memory:
@@ -105,4 +106,4 @@ def _resident_peak(variant: Variant, folder: Path | None) -> Memory:
         with open('/proc/self/clear_refs', 'w') as file:
             file.write('5')  # resets the peak of the resident set, see proc(5)
         prepared.run()
-    return Memory(None if exported else prepared.weights, max(0, _resident('VmHWM') - before))
+    return Memory(None if exported else prepared.weights, max(0, resident('VmHWM') - before))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
@@ -17,3 +18,14 @@ def to_channels_last(model: nn.Module) -> None:
             module.to(memory_format=torch.contiguous_format)
         if source.startswith('mmcv.ops'):
             module.register_forward_pre_hook(_contiguous_inputs)
+
+
+def align_state(optimizer: Optimizer) -> None:
+    """Give the state of an optimizer the memory format of its parameters.
+
+    Fused optimizers go through the memory of both side by side, and would combine values of different weights.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,11 +1,15 @@
+import multiprocessing
+import platform
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.testing import assert_close
 
-from mmcasvit import CASViT, ChannelsLastHook, CompileHook
+from mmcasvit import CASViT, ChannelsLastHook, CompileHook, KeepMemoryHook
+from mmcasvit.benchmark.memory import resident
 
 
 class RoIModel(nn.Module):
@@ -55,3 +59,48 @@ def test_compiling_changes_neither_names_nor_numbers():
 def test_compiling_a_model_without_a_backbone_is_an_error():
     with pytest.raises(AttributeError, match='none of the parts backbone, neck'):
         CompileHook().before_run(SimpleNamespace(model=nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_the_state_of_a_resumed_optimizer_follows_the_format_of_the_weights(fused):
+    rng = torch.Generator().manual_seed(0)
+    weight, gradients = torch.randn(6, 4, 3, 3, generator=rng), torch.randn(3, 6, 4, 3, 3, generator=rng)
+
+    def trained(change):
+        conv = nn.Conv2d(4, 6, 3, bias=False)
+        conv.weight.data = weight.clone()
+        wrapper = OptimWrapper(torch.optim.AdamW(conv.parameters(), lr=0.1, fused=fused))
+        for step, gradient in enumerate(gradients):
+            if step == 1:
+                change(SimpleNamespace(model=conv, optim_wrapper=wrapper))
+            conv.weight.grad = torch.empty_like(conv.weight).copy_(gradient)
+            wrapper.optimizer.step()
+        return conv.weight
+
+    found = trained(ChannelsLastHook().before_train)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_close(found, trained(lambda runner: None))
+
+
+def _memory_that_stays(keep, answer):
+    torch.set_num_threads(1)  # threads do not survive a fork
+    if keep:
+        KeepMemoryHook().before_run(SimpleNamespace())
+    block = torch.ones(2**26, dtype=torch.uint8)
+    held = resident('VmRSS')
+    del block
+    answer.put(resident('VmRSS') / held)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_freed_memory_stays_in_the_process():
+    context = multiprocessing.get_context('fork')
+    answers = {}
+    for keep in (False, True):
+        answer = context.SimpleQueue()
+        process = context.Process(target=_memory_that_stays, args=(keep, answer))
+        process.start()
+        answers[keep] = answer.get()
+        process.join()
+    assert answers[True] > 0.98
+    assert answers[False] < answers[True] - 0.02

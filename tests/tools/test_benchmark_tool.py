@@ -86,6 +86,8 @@ def test_scaling_fits_exponents(run, tmp_path):
         (['operators', 'xs', '--form', 'compiled'], 'operators can be told apart only in'),
         (['compare', 'xs', '--cpu-time', '--threads', '2'], 'use it with --threads 1'),
         (['step', 'none.py'], 'config not found'),
+        (['fast', 'none.py'], 'config not found'),
+        (['fast', 'a.py', 'b.py', 'c.py', '--batches', 1, 2], '--batches: give one value, or one for each of the 3'),
         pytest.param(
             ['mmcv-ops', 'none.py'],
             'config not found' if operators_in_use() == COMPILED else 'make setup OPS=compiled',
@@ -163,6 +165,21 @@ def test_a_training_step_is_measured_by_parts(run_tool, tmp_path, shapes, base, 
     done = run_tool('benchmark.py', 'step', config, '--steps', 9, *options, length, cwd=tmp_path, expect=2)
     assert 'error: tiny.py: the training ended after 4 steps, 12 were wanted.' in done.stderr
     assert done.stdout == ''
+
+
+@pytest.mark.slow
+def test_fast_steps_are_measured_next_to_plain_ones(run_tool, tmp_path):
+    config = write_tiny_config(tmp_path / 'tiny.py', ROOT / 'configs/detection/mask-rcnn_casvit-xs_fpn_6e_shapes.py')
+    options = ['--sizes', '128x192', '--batches', 1, '--rounds', 2, '--threads', 1, '--csv', 'a.csv']
+    done = run_tool('benchmark.py', 'fast', config, *options, cwd=tmp_path)
+    assert done.stdout.startswith('2 rounds in alternating order, 1 thread, on ')
+    assert 'fast: channels_last (CPU: ' in done.stdout
+    with open(tmp_path / 'a.csv') as file:
+        plain, fast = csv.DictReader(file)
+    assert (plain['form'], fast['form']) == ('plain', 'fast')
+    assert float(plain['largest difference of losses']) == 0
+    assert float(fast['largest difference of losses']) < 1e-3
+    assert plain['speed-up'] == '1.00 (1.00 to 1.00)'
 
 
 @pytest.mark.slow

@@ -1,13 +1,20 @@
 """Hooks that make training and testing faster."""
 
+import ctypes
+import platform
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
-from mmcasvit.models.memory_format import to_channels_last
+from mmcasvit.models.memory_format import align_state, to_channels_last
+from mmcasvit.models.shortcuts import take_shortcuts
 from mmcasvit.models.wrappers import unwrap
 from mmcasvit.registry import HOOKS
+
+# Parameters of glibc's mallopt, from its malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 @HOOKS.register_module()
@@ -26,6 +33,11 @@ class ChannelsLastHook(Hook):
         if self._converted is not runner.model:
             to_channels_last(runner.model)
             self._converted = runner.model
+            # A resumed optimizer brings the format in which its state was saved.
+            wrapper = getattr(runner, 'optim_wrapper', None)
+            for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+                if isinstance(part, OptimWrapper):
+                    align_state(part.optimizer)
 
     before_val = before_test = before_train
 
@@ -54,3 +66,30 @@ class CompileHook(Hook):
             raise AttributeError(f'CompileHook: {type(model).__name__} has none of the parts {", ".join(self.parts)}')
         for part in parts:
             part.compile(**self.options)
+
+
+@HOOKS.register_module()
+class ShortcutsHook(Hook):
+    """Hook that replaces layers of a detector or segmentor by ones that compute the same with less arithmetic.
+
+    See :func:`mmcasvit.models.shortcuts.take_shortcuts`. The results stay the same up to rounding, and the names in
+    checkpoints stay the same.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        take_shortcuts(unwrap(runner.model))
+
+
+@HOOKS.register_module()
+class KeepMemoryHook(Hook):
+    """Hook that makes the C library keep freed memory, instead of returning it to the system.
+
+    A step frees most of its maps and needs as many in the next. By default, glibc gets the large ones from the system
+    each time, which fills every page with zeros when it is first touched. With other C libraries, nothing changes.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        if platform.libc_ver()[0] == 'glibc':
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_MAX, 0)  # no block of its own for a large tensor
+            libc.mallopt(_M_TRIM_THRESHOLD, -1)  # and the end of the heap is never returned
