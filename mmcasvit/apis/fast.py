@@ -3,7 +3,6 @@
 import importlib.util
 import inspect
 import logging
-import platform
 from dataclasses import dataclass
 
 import torch
@@ -119,12 +118,11 @@ def _shortcuts(cfg: Config, device: str) -> Choice:
 
 def _memory(cfg: Config, device: str) -> Choice:
     name = 'kept memory'
+    if any(hook.get('type') == _KEEP_MEMORY for hook in cfg.custom_hooks):
+        return Choice(name, True, 'as the config says')
     if device != 'cpu':
         return Choice(name, False, "PyTorch keeps a GPU's memory by itself")
-    if platform.libc_ver()[0] != 'glibc':
-        return Choice(name, False, 'the C library is not glibc')
-    _add_hook(cfg, _KEEP_MEMORY)
-    return Choice(name, True, 'CPU: pages that go back to the system are filled with zeros before their next use')
+    return Choice(name, False, 'it raises the peak: a step of Mask R-CNN needed 9% more. KeepMemoryHook switches it on')
 
 
 def _compiled(cfg: Config, device: str) -> Choice:
