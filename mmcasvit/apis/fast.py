@@ -1,9 +1,9 @@
 """Faster training: what ``tools/train.py --fast`` switches on in a config, and why."""
 
-import importlib.util
 import inspect
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
@@ -133,7 +133,7 @@ def _compiled(cfg: Config, device: str) -> Choice:
         return Choice(name, False, 'CPU: backbone and neck are too small a part of the step to repay minutes')
     if cfg.get('default_scope') != 'mmseg':
         return Choice(name, False, 'only crops of one size are compiled once')
-    if importlib.util.find_spec('triton') is None:
+    if find_spec('triton') is None:
         return Choice(name, False, 'it needs the package triton')
     _add_hook(cfg, _COMPILE)
     return Choice(name, True, 'backbone and neck, since all crops have one size. Not measured here')

@@ -13,7 +13,7 @@ UPERNET = 'upernet_casvit-xs_8xb2-160k_ade20k-512x512'
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch):
-    monkeypatch.setattr(fast.importlib.util, 'find_spec', lambda name: object())
+    monkeypatch.setattr(fast, 'find_spec', lambda name: object())
 
 
 def choose(cfg, device):
@@ -104,5 +104,5 @@ def test_optimizers_that_stay_as_they_are(wrapper, reason):
 
 
 def test_compiling_on_a_gpu_needs_triton(monkeypatch):
-    monkeypatch.setattr(fast.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(fast, 'find_spec', lambda name: None)
     assert 'triton' in choose(get_config(UPERNET), 'cuda')[1]['compile']
