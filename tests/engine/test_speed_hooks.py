@@ -82,6 +82,18 @@ def test_the_state_of_a_resumed_optimizer_follows_the_format_of_the_weights(fuse
     assert_close(found, trained(lambda runner: None))
 
 
+def test_the_state_of_an_optimizer_is_saved_in_the_usual_format():
+    conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    wrapper = OptimWrapper(torch.optim.AdamW(conv.parameters(), fused=True))
+    wrapper.update_params(conv(torch.randn(1, 4, 8, 8)).sum())
+    checkpoint = dict(optimizer=wrapper.state_dict())
+    ChannelsLastHook().before_save_checkpoint(SimpleNamespace(), checkpoint)
+    average, saved = wrapper.optimizer.state[conv.weight]['exp_avg'], checkpoint['optimizer']['state'][0]['exp_avg']
+    assert saved.is_contiguous()
+    assert not average.is_contiguous()
+    assert_close(saved, average, rtol=0, atol=0)
+
+
 def _memory_that_stays(keep, answer):
     torch.set_num_threads(1)  # threads do not survive a fork
     if keep:

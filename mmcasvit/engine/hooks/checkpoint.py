@@ -109,7 +109,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Keep the gradients of a step that accumulates several batches, in runs of one process."""
         if 'optimizer' in checkpoint and get_world_size() == 1:
             gathered = {
-                name: weight.grad.cpu() for name, weight in runner.model.named_parameters() if weight.grad is not None
+                name: weight.grad.cpu().contiguous()  # whatever the format of the weights, see ChannelsLastHook
+                for name, weight in runner.model.named_parameters()
+                if weight.grad is not None
             }
             if gathered:
                 checkpoint['gradients'] = gathered

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from mmcasvit.models.memory_format import align_state, to_channels_last
 from mmcasvit.models.shortcuts import take_shortcuts
@@ -40,6 +42,11 @@ class ChannelsLastHook(Hook):
                     align_state(part.optimizer)
 
     before_val = before_test = before_train
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save the state of the optimizer in the usual format, so that a run without this hook can resume from it."""
+        if 'optimizer' in checkpoint:
+            checkpoint['optimizer'] = tree_map_only(Tensor, Tensor.contiguous, checkpoint['optimizer'])
 
 
 @HOOKS.register_module()
