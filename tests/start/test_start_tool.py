@@ -70,7 +70,7 @@ def test_memory_is_measured_once_at_the_size_of_the_training(data, tmp_path, mon
     monkeypatch.setattr(run, 'affordable_size', lambda *args: limit)
     started = run.start(data, tmp_path / 'out', Options(), Choices('', minutes=2), False, False, 1)
     assert (sizes, measured) == (built, built[-1:])
-    assert '(measured: 128 MiB an image and 256 MiB besides)' in started.text
+    assert '(measured: 128 MiB for each image, and 256 MiB for the rest)' in started.text
     assert f'at {built[-1]} pixels' in started.text
     assert '(2 images/s)' in started.text
 
