@@ -86,7 +86,7 @@ def _fused(cfg: Config, device: str) -> Choice:
         return Choice(name, False, 'PyTorch has no fused form of it')
     if optimizer.get('fused') is False:
         return Choice(name, False, 'the config says fused=False')
-    optimizer.fused = True
+    optimizer['fused'] = True
     optimizer.pop('foreach', None)  # PyTorch refuses both
     return Choice(name, True, 'one pass over weights, gradients and state. A resumed optimizer stays as it was saved')
 

@@ -1,6 +1,7 @@
 """Training steps of a config, plain and with ``--fast``, in turns: time, memory, and losses."""
 
 import contextlib
+import functools
 import copy
 import multiprocessing
 import os
@@ -129,7 +130,7 @@ def measure_fast(step: Variant, rounds: int, tell: Callable[[str], None]) -> tup
             return seconds
 
         samples = interleave(
-            {form: lambda form=form: run(form) for form in FORMS},
+            {form: functools.partial(run, form) for form in FORMS},
             rounds,
             lambda done: tell(f'{Path(step.model).stem}: round {done} of {rounds}'),
         )
@@ -147,7 +148,7 @@ def measure_fast(step: Variant, rounds: int, tell: Callable[[str], None]) -> tup
                 'form': form,
                 's': f'{seconds.median:.2f}',
                 'speed-up': f'{faster.median:.2f} ({faster.low:.2f} to {faster.high:.2f})',
-                'peak MiB': '-' if peak is None else f'{peak / 2**20:.0f} ({peak / plain:.2f})',
+                'peak MiB': '-' if peak is None or plain is None else f'{peak / 2**20:.0f} ({peak / plain:.2f})',
                 'largest difference of losses': f'{difference:.1e}',
             }
         )

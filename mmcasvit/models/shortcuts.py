@@ -1,6 +1,7 @@
 """Layers of detectors and segmentors that compute the same result, up to rounding, with less arithmetic."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class _ConvOfPyramid(nn.Conv2d):
 class _LeanUPerHead:
     """Mixin for mmseg's ``UPerHead``, which convolves its pyramid of maps before it upsamples them."""
 
-    def _forward_feature(self, inputs):
+    def _forward_feature(self: Any, inputs: Sequence[Tensor]) -> Tensor:
         maps = self._transform_inputs(inputs)
         merged = [self.psp_forward(maps)]
         for conv, x in zip(reversed(self.lateral_convs), reversed(maps[:-1])):
