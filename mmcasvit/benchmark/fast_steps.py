@@ -1,8 +1,8 @@
 """Training steps of a config, plain and with ``--fast``, in turns: time, memory, and losses."""
 
 import contextlib
-import functools
 import copy
+import functools
 import multiprocessing
 import os
 import random
