@@ -8,6 +8,7 @@ import torch
 from helpers.repository import ROOT
 from torch.testing import assert_close
 
+pytestmark = pytest.mark.slow
 # The small UperNet as a config that has nothing of --fast yet.
 CONFIG = """
 _base_ = {base!r}
@@ -92,12 +93,15 @@ def test_a_fast_run_is_resumed_to_the_last_bit(train, fast):
     assert_close(moments(found), moments(wanted), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('start, flags', [('fast', ()), ('plain', ('--fast',))])
-def test_a_run_is_resumed_in_the_other_way(train, plain, fast, start, flags):
-    losses, found, _ = train(f'from_{start}', *flags, start=start)
+def test_a_fast_run_can_be_resumed_without_fast(train, plain, fast):
+    losses, found, _ = train('without', start='fast')
     assert losses == pytest.approx(plain[0][2:], rel=1e-3)
-    for key, value in moments(plain[1]).items():
-        scale = float(value.abs().max())
-        assert_close(
-            moments(found)[key], value, rtol=1e-2, atol=1e-2 * scale, msg=lambda text, key=key: f'{key}: {text}'
-        )
+    wanted, found = moments(plain[1]), moments(found)
+    # A bias before a norm has no gradient but rounding, which is small next to all others.
+    largest = {
+        name: max(float(value.abs().max()) for key, value in wanted.items() if key[1] == name)
+        for name in ('step', 'exp_avg', 'exp_avg_sq')
+    }
+    for key, value in wanted.items():
+        atol = max(1e-2 * float(value.abs().max()), 1e-5 * largest[key[1]])
+        assert_close(found[key], value, rtol=1e-2, atol=atol, msg=lambda text, key=key: f'{key}: {text}')
