@@ -39,7 +39,7 @@ def parse_args():
     parser.add_argument(
         '--fast',
         action='store_true',
-        help='switch on what makes steps faster on this device and changes losses by rounding at most, and say what',
+        help='switch on what makes steps faster on this device and computes the same up to rounding, and say what',
     )
     parser.add_argument(
         '--resume',

@@ -36,7 +36,7 @@ class Choice:
 
 
 def use_fast_training(cfg: Config, device: str | None = None) -> list[Choice]:
-    """Switch on in a config what makes its training faster and changes its losses by rounding at most.
+    """Switch on in a config what makes its training faster and computes the same up to rounding.
 
     What the config has already is left as it is.
 
