@@ -146,7 +146,7 @@ def place_labels(axes: Axes) -> None:
         shifts = np.array(
             [
                 (x * (half[0] + gap), y * (half[1] + gap))
-                for gap in (5, 12, 22, 36)
+                for gap in (5, 12, 22, 36, 52, 70)
                 for x in (1, -1, 0, 0.5, -0.5)
                 for y in (0, 1, -1)
                 if x in (1, -1) or y

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_peers_have_the_expected_parameters_and_maps(name, params, maps):
 def test_the_fused_form_of_a_peer_has_fewer_norms_and_the_same_outputs(name):
     pytest.importorskip('timm')
     plain, fused = build_subject(name, (64, 64)), build_subject(name, (64, 64))
-    parse_form('fused')[0].apply(fused, Setting(None, 'fp32', 'cpu', 1, train=False))
+    parse_form('fused')[0].apply(fused, Setting(None, 'fp32', 'cpu', 1, train=False, file=Path('unused')))
     norms = [sum(isinstance(module, _BatchNorm) for module in one.module.modules()) for one in (plain, fused)]
     assert norms[1] < 0.6 * norms[0]
     image = fused.example(2, (64, 64))
@@ -80,7 +81,7 @@ def test_the_fused_form_of_a_peer_has_fewer_norms_and_the_same_outputs(name):
 
 
 def test_other_models_have_a_fused_form_too():
-    setting = Setting(None, 'fp32', 'cpu', 1, train=False)
+    setting = Setting(None, 'fp32', 'cpu', 1, train=False, file=Path('unused'))
     casvit, resnet = build_subject('xs'), build_subject('resnet-18')
     before = resnet.module
     for subject in (casvit, resnet):
