@@ -163,7 +163,7 @@ def plan_parts(folder: Path, dry_run: bool) -> list[Part]:
         compare('step-upernet', 60, [configs / recipes[1]], *step, sizes[0]),
         compare('compiled', 120, ['xs'], *compiled, '--sizes', sizes[0]),
         *losses,
-        compare('peers', 120, ['xs', 's', 'm', 't', 'peers'], *last),
+        compare('peers', 120, ['xs', 'resnet-18'] if dry_run else ['xs', 's', 'm', 't', 'peers'], *last),
     ]
 
 

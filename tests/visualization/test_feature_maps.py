@@ -167,6 +167,10 @@ def test_feature_maps_of_a_model_are_recorded_and_drawn(name, image_file, tmp_pa
         elif name == 'ssdlite':
             for branch in model.bbox_head.cls_convs:
                 branch[-1].bias.view(-1, model.bbox_head.cls_out_channels)[:, 2] += 5
+        elif name == 'rtmdet_ins':
+            for classes, distances in zip(model.bbox_head.rtm_cls, model.bbox_head.rtm_reg):
+                classes.bias[2] += 5
+                distances.bias += 1  # negative ones make empty boxes
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sight = look_at(model, image_file)
     assert sight.category in model.dataset_meta['classes']
