@@ -18,7 +18,7 @@ from mmcasvit.utils.timing import cores
 DATA_ROOT = Path('data/shapes')  # where the configs look for it
 # The quickest first, then the one that takes longest.
 TASKS = [
-    Task('Semantic FPN', 'segmentation/semantic-fpn_casvit-xs_300i_shapes.py', {'mIoU': 80.0}),
+    Task('Semantic FPN', 'segmentation/semantic-fpn_casvit-xs_300i_shapes.py', {'mIoU': 70.0}),
     Task('UperNet', 'segmentation/upernet_casvit-xs_600i_shapes.py', {'mIoU': 70.0}),
     Task(
         'Mask R-CNN',
