@@ -200,16 +200,17 @@ def main():
     signature = check_arguments(args, None if args.what == 'backbone' else kind_of(model))
     torch.set_num_threads(args.threads)
 
-    measured = paths[: args.calibration] if args.precision in ('int8', 'fp16') else []
-    images = load_images(measured, cfg, signature)
+    calibrated = args.calibration if args.precision in ('int8', 'fp16') else 0
+    images = load_images(paths[: max(calibrated, args.count)], cfg, signature)
+    measured = images[:calibrated]
     if args.precision == 'int8':
-        inputs = [graph_input(image, model.data_preprocessor, signature) for image in images]
+        inputs = [graph_input(image, model.data_preprocessor, signature) for image in measured]
         export_quantized(model, signature, args.out, inputs, fold)
     elif args.format == 'web':
         write_page(model, signature, args.out, runtime, fold)
     else:
         normalized = replace(signature, pixels=None, resize=False)
-        inputs = [graph_input(image, model.data_preprocessor, normalized) for image in images]
+        inputs = [graph_input(image, model.data_preprocessor, normalized) for image in measured]
         export(model, signature, args.out, fold, inputs)
     file = args.out / MODEL if args.format == 'web' else args.out
     if known.count is not None:
@@ -219,7 +220,7 @@ def main():
         return
 
     exported = load_exported(file, args.threads)
-    images = load_images(paths[: args.count], cfg, signature) if paths else synthetic_images(args.count, signature.size)
+    images = images[: args.count] if paths else synthetic_images(args.count, signature.size)
     row, fault = report(exported, model, images, args.tolerance, args.threads)
     print(markdown([row]))
     if args.format == 'web':

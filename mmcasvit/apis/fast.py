@@ -59,9 +59,13 @@ def log_choices(choices: list[Choice], logger: logging.Logger) -> None:
         logger.info(str(choice))
 
 
-def _add_hook(cfg: Config, kind: str, **options) -> None:
-    if not any(hook.get('type') == kind for hook in cfg.custom_hooks):
-        cfg.custom_hooks.append(dict(type=kind, **options))
+def _has_hook(cfg: Config, kind: str) -> bool:
+    return any(hook.get('type') == kind for hook in cfg.custom_hooks)
+
+
+def _add_hook(cfg: Config, kind: str) -> None:
+    if not _has_hook(cfg, kind):
+        cfg.custom_hooks.append(dict(type=kind))
 
 
 def _channels_last(cfg: Config, device: str) -> Choice:
@@ -118,7 +122,7 @@ def _shortcuts(cfg: Config, device: str) -> Choice:
 
 def _memory(cfg: Config, device: str) -> Choice:
     name = 'kept memory'
-    if any(hook.get('type') == _KEEP_MEMORY for hook in cfg.custom_hooks):
+    if _has_hook(cfg, _KEEP_MEMORY):
         return Choice(name, True, 'as the config says')
     if device != 'cpu':
         return Choice(name, False, "PyTorch keeps a GPU's memory by itself")
@@ -127,7 +131,7 @@ def _memory(cfg: Config, device: str) -> Choice:
 
 def _compiled(cfg: Config, device: str) -> Choice:
     name = 'compile'
-    if cfg.get('compile') or any(hook.get('type') == _COMPILE for hook in cfg.custom_hooks):
+    if cfg.get('compile') or _has_hook(cfg, _COMPILE):
         return Choice(name, True, 'as the config says')
     if device == 'cpu':
         return Choice(name, False, 'CPU: backbone and neck are too small a part of the step to repay minutes')

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import functools
 import multiprocessing
-import os
 import random
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from mmcasvit.plugin.trial import simulated_run
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.timing import interleave, ratio, spread, timed
 
-from .memory import resident
+from .memory import can_reset_peak, reset_peak, resident
 from .models import build_subject
 from .variants import Variant, check
 
@@ -63,9 +62,8 @@ class _Trainee:
         self.step()  # creates gradients and the state of the optimizer
         if self.device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
-        elif os.access('/proc/self/clear_refs', os.W_OK):
-            with open('/proc/self/clear_refs', 'w') as file:
-                file.write('5')  # resets the peak of the resident set, see proc(5)
+        elif can_reset_peak():
+            reset_peak()
 
     def step(self) -> tuple[float, float]:
         """Return the loss and the seconds of a step."""
@@ -81,7 +79,7 @@ class _Trainee:
         """Return the bytes at the peak of the steps: of the process on a CPU, of PyTorch's tensors on a GPU."""
         if self.device == 'cuda':
             return torch.cuda.max_memory_allocated()
-        return resident('VmHWM') if os.access('/proc/self/clear_refs', os.W_OK) else None
+        return resident('VmHWM') if can_reset_peak() else None
 
 
 def _prepare(step: Variant, form: str) -> list[str]:

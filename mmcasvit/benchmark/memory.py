@@ -60,7 +60,7 @@ def peak_memory(variant: Variant, prepared: Prepared | None = None, folder: Path
         prepared.run()
         torch.cuda.synchronize()
         return Memory(prepared.weights, torch.cuda.max_memory_allocated() - before)
-    if not os.access('/proc/self/clear_refs', os.W_OK):
+    if not can_reset_peak():
         return None
     # glibc returns freed blocks of this size or more to the system, so the resident set follows what is in use. By
     # default it raises the threshold at run time and keeps freed blocks.
@@ -77,6 +77,17 @@ def peak_memory(variant: Variant, prepared: Prepared | None = None, folder: Path
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def can_reset_peak() -> bool:
+    """Return whether the peak of the resident set can be reset: on Linux, if the process may."""
+    return os.access('/proc/self/clear_refs', os.W_OK)
+
+
+def reset_peak() -> None:
+    """Reset the peak of the resident set of this process, see proc(5)."""
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')
 
 
 def resident(field: str) -> int:
@@ -103,7 +114,6 @@ def _resident_peak(variant: Variant, folder: Path | None) -> Memory:
         for _ in range(2):
             prepared.run()
         before = before_runtime[0] if exported else _settle()
-        with open('/proc/self/clear_refs', 'w') as file:
-            file.write('5')  # resets the peak of the resident set, see proc(5)
+        reset_peak()
         prepared.run()
     return Memory(None if exported else prepared.weights, max(0, resident('VmHWM') - before))

@@ -56,19 +56,24 @@ def in_place(act: nn.Module) -> nn.Module:
     return act
 
 
-def _is_eager_on_cpu(x: Tensor) -> bool:
-    """Return whether operations run one by one on a CPU, where choosing them by hand makes them faster.
+def _may_be_overwritten(x: Tensor) -> bool:
+    """Return whether other operations than plain convolutions may run, on a CPU.
 
-    Compilers, tracers and exporters get plain convolutions. So do gradients, and autocast, which does not convert
-    operations that write into their first argument.
+    Tracers and exporters get plain convolutions. So do gradients, and autocast, which does not convert operations that
+    write into their first argument.
     """
     return (
         x.device.type == 'cpu'
         and not (x.requires_grad and torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled('cpu')
     )
+
+
+def _is_eager_on_cpu(x: Tensor) -> bool:
+    """Return whether operations run one by one on a CPU, where choosing them by hand makes them faster."""
+    return _may_be_overwritten(x) and not torch.compiler.is_compiling()
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -143,13 +148,13 @@ def _overwrite_stage(x: Tensor, weights: Sequence[Tensor | None], approximate: s
         approximate: That of GELU.
     """
     pixels, shape = _pixels(x), (x.shape[0], *x.shape[2:], x.shape[1])
-    per_block = [weights[i : i + native.WEIGHTS] for i in range(0, len(weights), native.WEIGHTS)]
+    blocks = [weights[i : i + native.WEIGHTS] for i in range(0, len(weights), native.WEIGHTS)]
     if x.dtype == torch.float32:
         buffers = torch.empty_like(pixels), pixels.new_empty(len(pixels), 2 * x.shape[1]), torch.empty_like(pixels)
-    for block in per_block:
-        if x.dtype == torch.float32:
+        for block in blocks:
             native.block(pixels, buffers, block, shape, approximate == 'tanh')
-        else:
+    else:
+        for block in blocks:
             _native_block(pixels, block, shape, approximate)
 
 
@@ -310,16 +315,12 @@ class DeployedStage(nn.Sequential):
     def is_native(self, x: Tensor) -> bool:
         """Return whether C++ computes the stage: on a CPU, in fp32 or bf16, if nobody needs what lies between."""
         return (
-            x.device.type == 'cpu'
+            _may_be_overwritten(x)
             and x.dtype in native.DTYPES
             and x.shape[1] >= native.LANES
             and all(block.has_gelu for block in self)
-            and not (x.requires_grad and torch.is_grad_enabled())
-            and not torch.is_autocast_enabled('cpu')
             and not any(part._forward_hooks or part._forward_pre_hooks for block in self for part in block.modules())
             and (torch.compiler.is_compiling() or (type(x) is Tensor and _get_current_dispatch_mode() is None))
-            and not torch.compiler.is_exporting()
-            and not torch.jit.is_tracing()
             and _has_native_blocks()
         )
 
@@ -437,7 +438,6 @@ class DeployedCASViT(nn.Module):
                 norm = nn.Identity()
             self.output_norms.append(Affine(*affine_of(norm)) if is_affine(norm) else norm)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.arrange()
 
     def arrange(self) -> None:
         """Store the weights of 1x1 convolutions in the order that the blocks in C++ read. The others read any order."""
