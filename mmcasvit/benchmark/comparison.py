@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmcasvit.export.runtimes.program import first_line
 from mmcasvit.utils.errors import NotApplicable, UsageError
 from mmcasvit.utils.timing import Timer, copy_limit, interleave, matmul_limit, ratio, spread
 
 from .counts import Cost
+from .forms import parse_form
 from .memory import Memory, peak_memory
 from .preparation import count_variant, prepare
 from .variants import FIELDS, Variant
@@ -58,13 +60,14 @@ def measure(
         tell: Function called with a line about each stage.
 
     Returns:
-        One dict per measured variant (see :func:`rows_of`), and one line with the reason for each that was left out,
-        because it makes no sense or failed, as for want of memory.
+        One dict per measured variant (see :func:`rows_of`), and the models that were left out, because a form does not
+        exist for them or failed, as for want of memory: one line for each form and reason.
 
     Raises:
         UsageError: If a name or form is wrong, or no variant can be measured.
     """
-    left_out, costs, memory, about = [], {}, {}, {}
+    left_out: dict[str, dict[str, None]] = {}  # the models for settings and a reason
+    costs, memory, about = {}, {}, {}
     timers: dict[Hashable, Timer] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, variant in enumerate(variants, 1):
@@ -79,14 +82,17 @@ def measure(
                 timer = plan.timer(prepared.run, variant)
                 if plan.memory:
                     memory[variant] = peak_memory(variant, prepared if variant.device == 'cuda' else None, Path(folder))
-            except UsageError:
-                raise
-            except NotApplicable as reason:
-                left_out.append(f'{variant}: {reason}')
-                continue
             except Exception as error:  # one model in one form must not cost the measurements of all others
-                line = (str(error).strip().splitlines() or [''])[0]
-                left_out.append(f'{variant}: {type(error).__name__}: {line}')
+                # A wrong name or argument is found in the first form. An exported form may refuse a model.
+                if isinstance(error, UsageError) and not any(step.exported for step in parse_form(variant.form)):
+                    raise
+                reason = first_line(error)
+                settings = str(replace(variant, model='')).strip()
+                if isinstance(error, NotApplicable):
+                    settings = variant.form
+                elif not isinstance(error, UsageError):
+                    reason = f'{type(error).__name__}: {reason}'
+                left_out.setdefault(f'{settings}: {reason}', {})[variant.model] = None
                 continue
             timers[variant] = timer
             about[variant] = dict(
@@ -95,8 +101,9 @@ def measure(
                 deviation=prepared.deviation,
                 published=prepared.published,
             )
+    lines = [f'{", ".join(models)} {line}' for line, models in left_out.items()]
     if not timers:
-        raise UsageError('nothing to measure: ' + '; '.join(left_out))
+        raise UsageError('nothing to measure: ' + '; '.join(lines))
 
     limits = {}
     for variant in about:
@@ -110,7 +117,7 @@ def measure(
     samples = interleave(timers, plan.rounds, lambda done: tell(f'round {done} of {plan.rounds}'))
     rates = {key: [limit.amount / seconds for seconds in samples[key]] for key, limit in limits.items()}
     times = {variant: samples[variant] for variant in about}
-    return rows_of(times, rates, costs, memory, about, baseline), left_out
+    return rows_of(times, rates, costs, memory, about, baseline), lines
 
 
 def matmul_key(variant: Variant) -> tuple:

@@ -8,7 +8,7 @@ from mmcasvit.benchmark.counts import Cost
 from mmcasvit.benchmark.memory import Memory
 from mmcasvit.benchmark.summary import table_row
 from mmcasvit.benchmark.variants import Variant
-from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.errors import NotApplicable, UsageError
 from mmcasvit.utils.tables import markdown, split_constant
 
 SAMPLES = {
@@ -66,3 +66,30 @@ def test_a_variant_that_fails_is_left_out_with_its_reason(monkeypatch):
     assert left_out == [f'{bad}: OutOfMemoryError: CUDA out of memory.']
     with pytest.raises(UsageError, match=r'nothing to measure: .*out of memory'):
         measure([bad], plan, dict(form='eager'))
+
+
+def test_models_that_a_form_refuses_are_one_line(monkeypatch):
+    prepare = comparison.prepare
+
+    def prepare_one(variant, **options):
+        if variant.form == 'onnxruntime':
+            raise UsageError('int8 would not keep its outputs.\nMore')
+        if variant.form == 'deploy':
+            raise NotApplicable('only a CAS-ViT has a deploy form')
+        return prepare(variant, **options)
+
+    monkeypatch.setattr(comparison, 'prepare', prepare_one)
+    variants = [Variant(name, form=form, size=(64, 64)) for name in ('xs', 's') for form in ('eager', 'deploy')]
+    variants += [Variant('xs', form='onnxruntime', size=(64, 64))]
+    rows, left_out = measure(variants, Plan(rounds=1, warmup=1, least_seconds=0, memory=False), dict(form='eager'))
+    assert [(row['model'], row['form']) for row in rows] == [('xs', 'eager'), ('s', 'eager')]
+    assert left_out == [
+        'xs, s deploy: only a CAS-ViT has a deploy form',
+        'xs infer onnxruntime fp32 cpu threads=1 batch=1 64x64: int8 would not keep its outputs.',
+    ]
+
+
+def test_a_wrong_name_is_an_error():
+    plan = Plan(rounds=1, warmup=1, least_seconds=0, memory=False)
+    with pytest.raises(UsageError, match='xxs'):
+        measure([Variant('xxs', size=(64, 64)), Variant('xs', size=(64, 64))], plan, dict(form='eager'))

@@ -12,6 +12,7 @@ import resource
 import shutil
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from helpers.attack import Attack
 from helpers.repository import ROOT, load_tool
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
 
 from mmcasvit.datasets.shapes import write_dataset
@@ -76,6 +77,9 @@ def call(monkeypatch, capfd, place):
     # Both take seconds, and no case reads their results.
     monkeypatch.setattr('mmengine.runner.runner.collect_env', lambda: {})
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+    # A runner's scope is kept under its config's name and the second. A case within the second of another one with the
+    # same config would get that one's scope, which is not the current one if a case of the other framework came between.
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
 
     def run(tool, *arguments):
         capfd.readouterr()

@@ -48,7 +48,10 @@ class SplitAddcmul(TorchFunctionMode):
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of a message, without those in which OpenVINO names places in its own code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith('Exception from ')]
+    return (told or lines or [type(error).__name__])[0]
 
 
 def size_of(path: Path) -> int:
