@@ -77,8 +77,8 @@ def call(monkeypatch, capfd, place):
     # Both take seconds, and no case reads their results.
     monkeypatch.setattr('mmengine.runner.runner.collect_env', lambda: {})
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-    # A runner's scope is kept under its config's name and the second. Two cases with one config in one second would share
-    # it, and it would not be the current one if a case of the other framework came between.
+    # A scope is kept under the name of its config and the second. Two cases with one config in one second would
+    # share it, and it would not be the current one if a case of the other framework came between.
     monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
 
     def run(tool, *arguments):
