@@ -38,7 +38,7 @@ from mmcasvit.benchmark.published import PUBLISHED, margins
 from mmcasvit.benchmark.scaling import curves_of, fit_exponents, scaling_table, split_feasible
 from mmcasvit.benchmark.step_memory import TrainingStep, memory_in_words, memory_rows
 from mmcasvit.benchmark.steps import measure_steps, step_table
-from mmcasvit.benchmark.summary import comparison_text, settings_in_words
+from mmcasvit.benchmark.summary import comparison_text
 from mmcasvit.benchmark.training import training_runner
 from mmcasvit.benchmark.variants import FIELDS, Variant, check_all, default_baseline, grid, parse_baseline
 from mmcasvit.cli import add_config_options, add_trust_argument, at_least_one, exits_cleanly
@@ -46,7 +46,7 @@ from mmcasvit.predict.images import READERS
 from mmcasvit.predict.sources import find_sources
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images
-from mmcasvit.utils.tables import count_of, markdown, split_constant, write_csv, write_json
+from mmcasvit.utils.tables import count_of, markdown, settings_in_words, split_constant, write_csv, write_json
 from mmcasvit.utils.timing import DTYPES, FLOATS, machine
 
 DEVICES, MODES = ('cpu', 'cuda'), ('infer', 'train')

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mmcasvit.utils.tables import settings_in_words
+
 CASVIT_FAMILY = ('xs', 's', 'm', 't')
 
 
@@ -100,9 +102,8 @@ def settings_of(rows: Sequence[Mapping[str, Any]], varying: Sequence[str]) -> di
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row['model'] in PUBLISHED:
-            names = (name for name in varying if name != 'model')
-            words = (f'{row[name]} {name}' if name in ('threads', 'batch') else str(row[name]) for name in names)
-            groups.setdefault(', '.join(words), []).append(row)
+            words = settings_in_words({name: row[name] for name in varying if name != 'model'})
+            groups.setdefault(words, []).append(row)
     return groups
 
 

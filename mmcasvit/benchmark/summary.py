@@ -2,16 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from mmcasvit.utils.tables import count_of, markdown, three_digits
+from mmcasvit.utils.tables import count_of, markdown, settings_in_words, three_digits
 from mmcasvit.utils.timing import Spread
 
 from .comparison import Plan
-
-
-def settings_in_words(constant: Mapping[str, object]) -> str:
-    """Describe the settings that all rows share."""
-    words = dict(threads=lambda number: count_of(number, 'thread'), batch='batch {}'.format, size='{} pixels'.format)
-    return ', '.join(words.get(name, str)(value) for name, value in constant.items())
 
 
 def rates_in_words(rows: Sequence[dict]) -> str:

@@ -35,6 +35,12 @@ def count_of(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
+def settings_in_words(settings: Mapping[str, object]) -> str:
+    """Describe settings of a measurement by their names and values."""
+    words = dict(threads=lambda number: count_of(number, 'thread'), batch='batch {}'.format, size='{} pixels'.format)
+    return ', '.join(words.get(name, str)(value) for name, value in settings.items())
+
+
 def split_constant(rows: Sequence[Mapping[str, object]], fields: Iterable[str]) -> tuple[dict, list[str]]:
     """Split fields into those with the same value in all rows, as a dict, and the names of the others."""
     constant, varying = {}, []
