@@ -30,7 +30,9 @@ def parse_args():
     )
     parser.add_argument('--level', type=float, default=0.95, help='confidence level (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the resamples (default: %(default)s)')
-    parser.add_argument('--images', type=at_least_one, default=6, help='images to show (default: %(default)s)')
+    parser.add_argument(
+        '--images', type=at_least_one, default=6, help='images to show for each side (default: %(default)s)'
+    )
     return parser.parse_args()
 
 

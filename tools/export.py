@@ -60,8 +60,8 @@ def parse_args():
         '--out',
         type=Path,
         metavar='FILE',
-        help='file to write, or folder for web (default: CONFIG_NAME with the suffix of the format, in the current '
-        'folder)',
+        help='file to write, or folder for web (default: CONFIG_NAME with the suffix of the format, and -PRECISION '
+        'before it unless that is fp32, in the current folder)',
     )
     parser.add_argument('--force', action='store_true', help='overwrite the file or page if it exists')
     parser.add_argument(
@@ -174,12 +174,18 @@ def check_arguments(args, kind):
         )
     if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
         raise UsageError(f'--tolerance must be a number of at least 0, got {args.tolerance:g}.')
-    args.out = args.out or Path(Path(args.config).stem + ('' if web else FORMATS[args.format].suffix))
+    return signature
+
+
+def check_out(args):
+    """Choose where to write, and check that it can be written, before the model is loaded."""
+    web = args.format == 'web'
+    precision = '' if web or args.precision == 'fp32' else f'-{args.precision}'
+    args.out = args.out or Path(Path(args.config).stem + precision + ('' if web else FORMATS[args.format].suffix))
     if web:
         check_folder(args.out, args.force)
     else:
         check_target(args.format, args.out, args.force)
-    return signature
 
 
 @exits_cleanly
@@ -192,6 +198,7 @@ def main():
     runtime = find_runtime(args.ort_dist) if args.format == 'web' else None
     paths = find_images(args.images) if args.images else []
     check_images(paths)
+    check_out(args)
     cfg.model.get('backbone', {}).pop('init_cfg', None)
     model = get_model(cfg, args.checkpoint)
     fold = not known.folds_norms if args.form is None else args.form == 'deploy'

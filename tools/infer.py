@@ -170,7 +170,10 @@ def predict_files(args):
         else:
             predict(predictor, of_images, args.batch_size)
         folder = 'pred' if cfg.default_scope == 'mmseg' else 'preds'
-        print(f'{len(images)} images: drawings in {args.out_dir / "vis"}, predictions in {args.out_dir / folder}')
+        empty = predictor.describe_drawings() if isinstance(predictor, Predictor) else ''
+        print(
+            f'{len(images)} images: drawings in {args.out_dir / "vis"}{empty}; predictions in {args.out_dir / folder}'
+        )
     for output in videos:
         said = predict_video(predictor, output, args.batch_size, args.max_frames)
         print(f'{said}: {output.drawing}, {output.prediction}', flush=True)

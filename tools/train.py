@@ -93,7 +93,7 @@ def main():
     choices = use_fast_training(cfg) if args.fast else []  # after --amp, which decides on some
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
-    decision = use_start(cfg, args.resume, args.trust_checkpoint)
+    decision = [text] if (text := use_start(cfg, args.resume, args.trust_checkpoint)) else []
     limit_images(cfg, 'train', args.limit)
     limit_images(cfg, 'val', args.limit_eval)
     use_trackers(cfg, args.track)
@@ -106,11 +106,9 @@ def main():
     log_choices(choices, runner.logger)
     try:
         with stops_explained(runner):
-            if decision:
-                runner.logger.info(decision)
+            log_choices(decision, runner.logger)
             runner.train()
-            if decision:
-                runner.logger.info(decision)
+            log_choices(decision, runner.logger)
     except RunStopped as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -53,8 +54,8 @@ def use_fast_training(cfg: Config, device: str | None = None) -> list[Choice]:
     return [choose(cfg, device) for choose in choices]
 
 
-def log_choices(choices: list[Choice], logger: logging.Logger) -> None:
-    """Log what :func:`use_fast_training` returned, one line for each choice."""
+def log_choices(choices: Sequence[object], logger: logging.Logger) -> None:
+    """Log what was chosen, such as by :func:`use_fast_training`, a line each, which the console shows, too."""
     for choice in choices:
         logger.info(str(choice))
 

@@ -146,8 +146,11 @@ def _measure(
         _peak(model, optimizer, pseudo_collate([samples[i % len(samples)] for i in range(batch)]), device)
         for batch in batches
     )
-    per_image = max(0, more - few)
-    return StepMemory(few - batches[0] * per_image, per_image, tuple(samples[0]['inputs'].shape[-2:]), batches, device)
+    # Objects differ from image to image, so the second may need more than the first and all that is fixed.
+    per_image = min(max(0, more - few), max(few // batches[0], more // batches[1]))
+    return StepMemory(
+        max(0, few - batches[0] * per_image), per_image, tuple(samples[0]['inputs'].shape[-2:]), batches, device
+    )
 
 
 def _peak(model: BaseModel, optimizer: OptimWrapper, batch: dict, device: str) -> int:

@@ -11,7 +11,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
-from torch import nn
+from torch import Tensor, nn
 
 from mmcasvit.apis.inference import get_inferencer
 from mmcasvit.export.evaluation import fitted_pipeline, substitute
@@ -76,10 +76,16 @@ class Predictor:
         inferencer: As :func:`~mmcasvit.apis.inference.get_inferencer` returns it.
         scope: Framework of the inferencer: ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``.
         score_thr: Lowest score of a box that is drawn.
+
+    Attributes:
+        drawn: Number of boxes that were drawn.
+        highest: Highest score of a box that was predicted for a drawing, or None without one.
     """
 
     def __init__(self, inferencer: Any, scope: str, score_thr: float = 0.3):
         self.inferencer, self.scope, self.score_thr = inferencer, scope, score_thr
+        self.drawn = 0
+        self.highest: float | None = None
 
     @property
     def classes(self) -> Sequence[str]:
@@ -150,9 +156,23 @@ class Predictor:
             visualizer.visualize_cls(rgb, sample, classes=self.inferencer.classes, resize=448, draw_gt=False)
             drawing = visualizer.get_image()
         else:
-            threshold = dict(pred_score_thr=self.score_thr) if self.scope == 'mmdet' else {}
+            threshold = {}
+            if self.scope == 'mmdet':
+                threshold['pred_score_thr'] = self.score_thr
+                self._count(getattr(sample, 'pred_instances', {}).get('scores', torch.empty(0)))
             [drawing] = self.inferencer.visualize([rgb], [sample], return_vis=True, **threshold)
         return np.ascontiguousarray(drawing[..., ::-1])
+
+    def _count(self, scores: Tensor) -> None:
+        if len(scores):
+            self.drawn += int((scores > self.score_thr).sum())
+            self.highest = max(self.highest or 0.0, scores.max().item())
+
+    def describe_drawings(self) -> str:
+        """Return why drawings show no box, as the end of a sentence, or ``''`` if one shows a box."""
+        if self.drawn or self.highest is None:
+            return ''
+        return f', without a box: the highest score is {self.highest:.3f}, and --score-thr is {self.score_thr:g}'
 
 
 def segments(labels: np.ndarray, classes: Sequence[str]) -> dict:

@@ -1,5 +1,6 @@
 """Page that says whether one run is better than another on the images that both were evaluated on."""
 
+import difflib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -112,7 +113,8 @@ def compare(sides: Sequence[Side], resamples: int, seed: int, level: float) -> l
         for side, kept in zip(sides, values):
             kept.extend([] if kept else [{} for _ in side.runs])
             for run in kept:
-                run.update(next(found))
+                # As mmdet and mmseg print them: AP as a share, IoU in percent.
+                run.update({name: part * (100 if name == 'IoU' else 1) for name, part in next(found).items()})
     return [
         {
             name: difference([run[name] for run in values[0]], [run[name] for run in other], level, seed)
@@ -155,6 +157,7 @@ def write_comparison(
             dict(
                 names=(first.name, other.name),
                 verdicts=lines,
+                changes=config_changes(first.runs[0], other.runs[0]),
                 rows=[_row(name, found.sides, found.mean) for name, found in means.items()],
                 classes={name: _classes(classes, found) for name, found in differences.items()},
                 images=_images(first, other, examples),
@@ -172,6 +175,20 @@ def write_comparison(
     )
     out.write_text(text, encoding='utf-8', errors='replace')
     return verdicts
+
+
+def config_changes(first: RecordedImages, second: RecordedImages, limit: int = 40) -> list[str]:
+    """Return the lines of the configs of two runs that differ, marked by ``-`` and ``+``, without their folders."""
+    files = [run.file.parents[1] / 'vis_data' / 'config.py' for run in (first, second)]
+    if not all(file.is_file() for file in files):
+        return []
+    mine, theirs = (file.read_text(encoding='utf-8', errors='replace').splitlines() for file in files)
+    lines = [
+        line
+        for line in list(difflib.unified_diff(mine, theirs, n=0, lineterm=''))[2:]
+        if not line.startswith('@@') and not line[1:].startswith(('work_dir = ', 'resume = ', 'load_from = '))
+    ]
+    return lines[:limit] + ([f'and {len(lines) - limit} more lines'] if len(lines) > limit else [])
 
 
 def verdict(name: str, first: str, second: str, found: Difference, level: float) -> str:

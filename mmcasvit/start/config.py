@@ -115,7 +115,10 @@ def is_edited(file: Path) -> bool:
 
 
 def _data_section(data: Data) -> str:
-    palette = data.palette or make_palette(len(data.classes))
+    palette = data.palette or [
+        (0, 0, 0) if name == 'background' else color
+        for name, color in zip(data.classes, make_palette(len(data.classes)))
+    ]
     return (
         f'data_root = {str(data.root)!r}\n'
         'metainfo = dict(\n'

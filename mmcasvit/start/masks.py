@@ -458,7 +458,10 @@ def _likely_zero(files: Files, masks: Masks) -> tuple[str, str]:
             f'{100 * share:.1f}% of the pixels of the masks are 0, and the values have no names. Say what 0 is: --zero '
             'class, --zero background, or --zero ignore (not labeled).'
         )
-    return 'class', f'0, {100 * share:.0f}% of the pixels, counts as a class (--zero ignore if it means not labeled)'
+    return 'class', (
+        f'0, {100 * share:.0f}% of the pixels, counts as a class. --zero background calls it that, --zero ignore '
+        'leaves it out, and --classes names all of them'
+    )
 
 
 def _explain_colors(

@@ -175,6 +175,8 @@ def prepare(root: Path, out: Path, options: Options) -> Data:
     if task == 'instances':
         for part in labels.parts:
             _complete_outlines(part)
+        if not options.task:
+            labels.notes.append('the objects have outlines, so masks are learned (--task detect for boxes only)')
     return _write_boxes(files, labels, classes, out, task)
 
 

@@ -17,7 +17,7 @@ from mmcasvit.datasets.checks.listing import load_datasets
 from mmcasvit.datasets.checks.problems import CheckedDataset
 from mmcasvit.datasets.checks.report import as_text
 from mmcasvit.utils.errors import UsageError
-from mmcasvit.utils.text import shorten
+from mmcasvit.utils.text import as_typed, shorten
 from mmcasvit.weights.checkpoint import read_ahead
 
 from .config import METRICS, NAMES, base_of, is_edited, write_config
@@ -65,8 +65,7 @@ class Started:
 
     def describe_commands(self) -> str:
         """Return the next three commands as one types them."""
-        tools = root() / 'tools'
-        tools = tools.relative_to(Path.cwd()) if tools.is_relative_to(Path.cwd()) else tools
+        tools = as_typed(root() / 'tools')
         lines = (' '.join(map(_quote, (str(tools / tool), *rest))) for tool, *rest in self.commands())
         return '\n'.join(f'  python {line}' for line in lines)
 
@@ -115,6 +114,12 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     config = out / f'{choices.model}_casvit-{choices.arch}_{_plain(data.root.name)}.py'
     if config.exists() and not force and is_edited(config):
         raise UsageError(f'{config} was edited. Use --force to overwrite it, or another --out-dir.')
+    others = [file.stem for file in sorted((out / 'train').glob('*.py')) if file.name != config.name]
+    if others:
+        raise UsageError(
+            f'{out / "train"} is the run of {others[0]}. Give {config.stem} a folder of its own: --out-dir '
+            f'{as_typed(out)}-{data.task}'
+        )
     lines = [f'  {note}' for note in data.notes]
     machine = this_machine()
     recipe = choose_shape(data, choices, machine)
@@ -137,6 +142,11 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     lines.insert(0, _found(data))
     harmless = sum(len(d.problems) for d in datasets)
     lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
+    lines += [
+        f'no label of the {found.split} images is {shorten(found.absent, 12)}: its metric does not count these classes'
+        for found in datasets
+        if found.split == 'val' and found.absent
+    ]
     step = measure_time(cfg, machine)
     if limit := affordable_size(data, choices, machine, recipe):
         recipe = choose_shape(data, choices, machine, limit)
@@ -228,7 +238,8 @@ def train(started: Started, arguments: Sequence[str] = ()) -> str:
             '--epochs or --minutes.'
         )
     run_tool(evaluation[0], config, best[-1], *evaluation[3:])
+    drawings = started.out / 'predictions' / ('vis_data/vis_image' if started.data.task == 'semantic' else '')
     return (
         f'best checkpoint: {best[-1]}\nreport: {started.out / "train" / "report.html"}\n'
-        f'predictions, next to the labels: {started.out / "predictions"}'
+        f'predictions, with the labels to their left: {drawings}'
     )

@@ -1,6 +1,7 @@
 """Text for messages."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def shorten(names: Iterable[str], limit: int = 6) -> str:
@@ -13,3 +14,8 @@ def shorten(names: Iterable[str], limit: int = 6) -> str:
 def printable(text: str) -> str:
     """Return a text with what UTF-8 cannot encode as escapes, such as the bytes of file names in Latin-1."""
     return text.encode('utf-8', 'backslashreplace').decode()
+
+
+def as_typed(path: Path) -> Path:
+    """Return a path as one types it in the current folder: relative if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -90,3 +90,12 @@ def test_a_norm_that_needs_two_images_gets_them(monkeypatch):
     assert tried == [(1, 2), (2, 3)]
     assert memory_in_words(found).startswith('1 MiB and 1024 MiB for each image of 8x8, from steps with 2 and 3 images')
     assert memory_rows(found, [4])[0]['memory, GiB'] == pytest.approx(4 + 2**-10)
+
+
+@pytest.mark.parametrize('peaks, fixed, per_image', [((100, 150), 50, 50), ((100, 260), 0, 130), ((100, 90), 100, 0)])
+def test_no_part_of_the_memory_is_negative(monkeypatch, peaks, fixed, per_image):
+    found = iter(peaks)
+    monkeypatch.setattr(step_memory, '_peak', lambda *args: next(found))
+    samples = [dict(inputs=torch.zeros(3, 4, 5), data_samples=None)]
+    memory = step_memory._measure(None, None, samples, (1, 2), 'cpu')
+    assert (memory.fixed, memory.per_image) == (fixed, per_image)

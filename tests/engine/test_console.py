@@ -5,6 +5,7 @@ import sys
 import sysconfig
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.toy_run import Classifier, Pictures
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 
 from mmcasvit.cli import exits_cleanly
 from mmcasvit.engine.console import QuietRunner
+from mmcasvit.engine.hooks.run_summary import RunSummaryHook
 from mmcasvit.registry import HOOKS
 
 
@@ -45,6 +47,15 @@ def output(request, tmp_path, monkeypatch, capsys):
         cfg=dict(model=dict(type='Classifier')),
     ).train()
     return capsys.readouterr().out, next(Path('run').rglob('*.log')).read_text()
+
+
+@pytest.mark.parametrize('epochs, words', [(2, 'this run had already ended after 2 epochs'), (3, '')])
+def test_a_run_that_had_ended_says_so(epochs, words, caplog):
+    hook, loop = RunSummaryHook(), SimpleNamespace()
+    logger = logging.getLogger('summary')
+    runner = SimpleNamespace(train_loop=loop, epoch=2, max_epochs=epochs, logger=logger)
+    hook.say_if_ended(runner)
+    assert (words in caplog.text) if words else not caplog.text
 
 
 @pytest.mark.parametrize('output', [QuietRunner], indirect=True)

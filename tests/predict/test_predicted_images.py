@@ -56,3 +56,15 @@ def test_threads_change_nothing(name, files, photos, tmp_path):
         np.testing.assert_allclose(
             json.loads(batches[f'preds/{number}.json'])['scores'], ours['scores'], rtol=1e-4, atol=1e-5
         )
+
+
+def test_drawings_without_a_box_are_explained(files, photos, tmp_path):
+    cfg = load_config(str(files / 'det.py'))
+    inferencer = get_inferencer(cfg, str(files / 'det.pth'), 'cpu')
+    predictor = Predictor(inferencer, cfg.default_scope, 0.999)
+    written(predictor, photos, tmp_path / 'none')
+    assert ', without a box: the highest score is 0.' in predictor.describe_drawings()
+    predictor = Predictor(inferencer, cfg.default_scope, 0.01)
+    written(predictor, photos, tmp_path / 'some')
+    assert predictor.drawn > 0
+    assert predictor.describe_drawings() == ''

@@ -51,8 +51,10 @@ def test_a_record_gives_the_metrics_of_the_evaluation(scenes, tmp_path):
 )
 def test_the_better_run_is_named_and_the_images_are_shown(runs, tmp_path, first, second, metrics):
     lines = write_comparison([runs / first, runs / second], tmp_path / 'page.html', resamples=60, examples=2)
-    assert [line.partition(' 0.')[0] for line in lines] == metrics
-    assert all(f': {second} is better than {first} (95 % interval of the difference +0.' in line for line in lines)
+    assert [line.split(' and ')[0].rpartition(' ')[0] for line in lines] == metrics
+    assert all(f': {second} is better than {first} (95 % interval of the difference +' in line for line in lines)
+    if metrics == ['mIoU']:
+        assert all(1 < float(value) <= 100 for value in lines[0].split(':')[0].split()[1::2])  # in percent
     page = Page((tmp_path / 'page.html').read_text())
     assert 'script' not in page.tags
     assert all(line in page.text for line in lines)
@@ -60,7 +62,7 @@ def test_the_better_run_is_named_and_the_images_are_shown(runs, tmp_path, first,
     assert len(drawn) == 2
     assert 'There is none.' in page.text  # no image in which the worse one is better
     backward = write_comparison([runs / second, runs / first], tmp_path / 'page.html', resamples=60, examples=1)
-    assert all(f': {second} is better than {first} (95 % interval of the difference -0.' in line for line in backward)
+    assert all(f': {second} is better than {first} (95 % interval of the difference -' in line for line in backward)
 
 
 @pytest.mark.slow
@@ -150,3 +152,14 @@ def test_the_tool_prints_what_the_page_says(runs, run_main, tmp_path):
     assert verdict.startswith('box AP 0.')
     assert file == str(tmp_path / 'comparison.html')
     assert verdict in Page((tmp_path / 'comparison.html').read_text()).text
+
+
+def test_the_page_shows_what_differs_in_the_configs(runs, tmp_path):
+    for name, rate in [('good', 0.002), ('bad', 0.0004)]:
+        shutil.copytree(runs / name, tmp_path / name)
+        config = read_side(tmp_path / name).runs[0].file.parents[1] / 'vis_data' / 'config.py'
+        config.parent.mkdir(exist_ok=True)
+        config.write_text(f"lr = {rate}\nseed = 0\nwork_dir = '{name}'\n")
+    write_comparison([tmp_path / 'good', tmp_path / 'bad'], tmp_path / 'page.html', resamples=20, examples=1)
+    text = (tmp_path / 'page.html').read_text()
+    assert '<pre>-lr = 0.002\n+lr = 0.0004</pre>' in text

@@ -39,6 +39,17 @@ def test_a_config_is_written_and_kept(run_tool, data, tmp_path):
     assert 'weight_decay=0.05' in config.read_text()
 
 
+def test_another_task_needs_a_folder_of_its_own(run_tool, data, tmp_path):
+    run = tmp_path / 'out' / 'train'
+    run.mkdir(parents=True)
+    (run / 'mask-rcnn_casvit-xs_pets---co.py').write_text('')
+    done = run_tool('start.py', data, *QUICK, '--out-dir', 'out', cwd=tmp_path, expect=2)
+    assert 'is the run of mask-rcnn_casvit-xs_pets---co. Give retinanet_casvit-xs_pets---co a folder' in done.stderr
+    assert '--out-dir out-detect' in done.stderr
+    assert [path.name for path in run.iterdir()] == ['mask-rcnn_casvit-xs_pets---co.py']
+    assert not list(run.parent.glob('*.py'))
+
+
 def test_faults_stop_the_start_and_are_left_out_on_request(run_tool, data, tmp_path):
     image = data / 'images' / 'train' / '3.jpg'
     image.write_bytes(image.read_bytes()[:500])

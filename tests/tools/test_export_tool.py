@@ -73,13 +73,31 @@ def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
         monkeypatch.setattr(type(FORMATS['onnx']), 'missing', lambda self: [])
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', *arguments])
     with pytest.raises(UsageError, match=words):
-        tool.check_arguments(tool.parse_args(), 'segmentor')
+        check_all(tool)
+
+
+def check_all(tool):
+    args = tool.parse_args()
+    tool.check_out(args)
+    return tool.check_arguments(args, 'segmentor')
 
 
 def checked(monkeypatch, *arguments):
     tool = load_tool('export')
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', '--format', 'pt2', *map(str, arguments)])
-    return tool.check_arguments(tool.parse_args(), 'segmentor')
+    return check_all(tool)
+
+
+def test_a_file_has_the_name_of_its_precision(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tool, names = load_tool('export'), []
+    for precision in ('fp32', 'bf16'):
+        options = ['--format', 'pt2', '--precision', precision]
+        monkeypatch.setattr(sys, 'argv', ['export.py', 'configs/config.py', 'x.pth', *options])
+        args = tool.parse_args()
+        tool.check_out(args)
+        names.append(str(args.out))
+    assert names == ['config.pt2', 'config-bf16.pt2']
 
 
 @pytest.mark.parametrize(

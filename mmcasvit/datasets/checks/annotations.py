@@ -61,7 +61,7 @@ def _check_images(data: CheckedDataset) -> dict:
 
 def _check_entries(data: CheckedDataset, images: dict) -> None:
     content = data.content
-    categories = {category['id'] for category in content['categories'] if is_id(category['id'])}
+    categories = {category['id']: category['name'] for category in content['categories'] if is_id(category['id'])}
     if not content['images'] or not content['annotations']:
         counts = f'{len(content["images"])} images, {len(content["annotations"])} annotations'
         data.add('no_instances', data.annotation_file, counts)
@@ -89,6 +89,8 @@ def _check_entries(data: CheckedDataset, images: dict) -> None:
             about['image'] = path
         if annotation['category_id'] not in categories:
             data.add('unknown_category', where, f'category_id {annotation["category_id"]}', **about)
+        else:
+            data.labeled.add(categories[annotation['category_id']])
         if evaluated and isinstance(annotation['id'], str):
             data.add('malformed', where, 'its id is text, and the evaluation needs a number', **about)
         crowd = annotation.get('iscrowd', None if evaluated else 0)

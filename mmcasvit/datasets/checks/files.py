@@ -175,6 +175,9 @@ def _check_mask(data: CheckedDataset, sample: Sample, report: FileReport) -> Non
         data.add('mask_size', sample.mask, sizes, **about)
     elif report.mask_size and min(report.mask_size) == 1:
         data.add('mask_size', sample.mask, 'mmseg cannot read a mask with a side of one pixel', **about)
+    first = 1 if _reduces_zero_label(data) else 0
+    count = len(data.classes)
+    data.labeled.update(data.classes[label - first] for label in report.labels if 0 <= label - first < count)
     allowed = _allowed_labels(data)
     wrong = [label for label in report.labels if label not in allowed]
     if wrong:

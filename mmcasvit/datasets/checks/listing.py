@@ -146,6 +146,7 @@ def _list_voc(data: CheckedDataset, kind: type) -> None:
             data.samples.append(Sample(entry.image, size=size, index=index))
     if data.needs_masks and listed:
         data.add('no_outline', data.annotation_file, 'XML files have no segmentations. Set with_mask=False')
+    data.labeled.update(objects)
     for name, count in unknown.items():
         data.add('unknown_class', data.annotation_file, f'{name!r}: {count} objects')
     if not objects:

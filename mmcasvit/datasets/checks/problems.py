@@ -98,6 +98,7 @@ class CheckedDataset:
         classes: Names of the classes in the order of the labels.
         folders: Folders that its files must be in, or an empty list if they may be anywhere.
         content: Content of the annotation file of a COCO dataset.
+        labeled: Names of the classes that its labels have.
     """
 
     split: str
@@ -110,6 +111,12 @@ class CheckedDataset:
     samples: list[Sample] = field(default_factory=list)
     content: dict = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    labeled: set[str] = field(default_factory=set)
+
+    @property
+    def absent(self) -> list[str]:
+        """The classes that none of its labels have, which is no fault, but leaves them out of a metric."""
+        return [name for name in self.classes if name not in self.labeled] if self.labeled else []
 
     @property
     def needs_masks(self) -> bool:

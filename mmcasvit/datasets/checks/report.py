@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from mmcasvit.utils.text import printable
+from mmcasvit.utils.text import printable, shorten
 
 from .problems import KINDS, CheckedDataset
 
@@ -14,6 +14,8 @@ def as_text(datasets: list[CheckedDataset], examples: int) -> str:
         lines.append(f'{data.split}: {len(data.samples)} images, {printable(data.source)}')
         if data.not_checked:
             lines.append(f'  not checked: {data.not_checked}')
+        if data.absent:
+            lines.append(f'  without a label in these images: {printable(shorten(data.absent, 12))}')
         for kind, meaning in KINDS.items():
             problems = [problem for problem in data.problems if problem.kind == kind]
             if not problems:
@@ -33,6 +35,7 @@ def as_json(datasets: list[CheckedDataset]) -> dict:
             images=len(data.samples),
             checked=data.reads,
             not_checked=data.not_checked,
+            without_a_label=data.absent,
             problems=[asdict(problem) for problem in data.problems],
         )
         for data in datasets

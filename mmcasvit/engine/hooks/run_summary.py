@@ -1,12 +1,14 @@
 """The hook that says what a run uses, and what to do after it."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.hooks.hook import DATA_BATCH
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
@@ -14,26 +16,33 @@ from mmcasvit.models.wrappers import unwrap
 from mmcasvit.ops import operators_in_use
 from mmcasvit.registry import HOOKS
 from mmcasvit.utils.tables import count_of
+from mmcasvit.utils.text import as_typed
 from mmcasvit.weights.integrity import read_pointer
 
 
 @HOOKS.register_module()
 class RunSummaryHook(Hook):
-    """Hook that logs what runs in some ten lines, and the next commands after training.
-
-    Args:
-        tools: Folder of the scripts in the next commands.
-    """
+    """Hook that logs what runs in some ten lines, and the next commands after training."""
 
     # After the hooks that write the last checkpoint, and before a report, which is the last thing to be said.
     priority = 'LOWEST'
-
-    def __init__(self, tools: str = 'tools'):
-        self._tools = tools
+    _highest: float | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Log what the training uses."""
         self._log(runner, [*_parts(runner), ('schedule', _schedule(runner)), *_places(runner)])
+        self.say_if_ended(runner)
+
+    @staticmethod
+    def say_if_ended(runner: Runner) -> None:
+        """Log that nothing is left to train, as in a run that is resumed after its end."""
+        done, total, unit = (
+            (runner.iter, runner.max_iters, 'iteration')
+            if isinstance(runner.train_loop, IterBasedTrainLoop)
+            else (runner.epoch, runner.max_epochs, 'epoch')
+        )
+        if done >= total:
+            runner.logger.warning(f'this run had already ended after {count_of(done, unit)}: nothing is trained.')
 
     def before_test(self, runner: Runner) -> None:
         """Log what the test uses."""
@@ -45,13 +54,34 @@ class RunSummaryHook(Hook):
         config = Path(runner.work_dir, os.path.basename(runner.cfg.filename or 'config.py'))
         if checkpoint is None or not config.is_file():
             return
+        folder = Path(sys.argv[0]).absolute().parent
+        tools = as_typed(folder) if folder.joinpath('infer.py').is_file() else 'tools'
         files = f'{os.path.relpath(config)} {os.path.relpath(checkpoint)}'
         runner.logger.info(
             f'finished: {os.path.relpath(checkpoint)}. Next:\n'
-            f'  python {self._tools}/test.py {files}\n'
-            f'  python {self._tools}/infer.py IMAGE_OR_FOLDER {files}\n'
-            f'  python {self._tools}/export.py {files} --help'
+            f'  python {tools}/test.py {files}\n'
+            f'  python {tools}/infer.py IMAGE_OR_FOLDER {files}\n'
+            f'  python {tools}/export.py {files} --help'
         )
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs: Sequence | None = None
+    ) -> None:
+        """Note the highest score of a box."""
+        for sample in outputs or ():
+            scores = getattr(sample, 'pred_instances', {}).get('scores', ())
+            if len(scores):
+                self._highest = max(self._highest or 0.0, scores.max().item())
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Say why drawings show nothing."""
+        drawing = runner.cfg.default_hooks.get('visualization') or {}
+        least = drawing.get('score_thr', 0.3)
+        if drawing.get('draw') and self._highest is not None and self._highest < least:
+            runner.logger.warning(
+                f'the drawings show no prediction: the highest score is {self._highest:.3f}, and '
+                f'default_hooks.visualization.score_thr is {least:g}.'
+            )
 
     @staticmethod
     def _log(runner: Runner, rows: list[tuple[str, str]]) -> None:

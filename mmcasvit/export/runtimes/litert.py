@@ -22,9 +22,13 @@ _LAYERS = ('CONV_2D', 'DEPTHWISE_CONV_2D', 'CONV_2D_TRANSPOSE', 'FULLY_CONNECTED
 def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -> None:
     import litert_torch
 
-    # litert-torch 0.10 tells constants apart by address. It makes contiguous copies of weights in channels_last format,
-    # whose memory it then uses again, so that layers of the same shape would get the weights of the first of them.
-    graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
+    # litert-torch 0.10 tells constants apart by address. It makes contiguous copies of weights in another order, which
+    # the deploy form has, and then uses their memory again, so that layers of the same shape would get the weights of
+    # the first of them. `to(memory_format=...)` would leave 1x1 convolutions as they are.
+    graph = copy.deepcopy(graph)
+    for weight in graph.parameters():
+        weight.data = weight.data.contiguous()
+    litert_torch.config.show_progress = False
     with quiet():
         litert_torch.convert(graph, (example,)).export(str(path))
     _correct_nearest(path)

@@ -176,3 +176,11 @@ def test_a_file_without_instances_is_named(entries):
     [problem] = checked(**entries)
     assert problem.kind == 'no_instances'
     assert problem.detail == f'{len(entries.get("images", [1]))} images, 0 annotations'
+
+
+def test_classes_without_an_object_are_known():
+    content = dict(images=[image()], annotations=[annotation(), annotation(2, category_id=7)])
+    content['categories'] = [dict(id=5 + number, name=name) for number, name in enumerate(['disc', 'ring', 'star'])]
+    data = CheckedDataset('val', 'x', ConfigDict(), 'coco', ('disc', 'ring', 'star'), [], 'x.json', content=content)
+    check_annotations(data)
+    assert data.absent == ['ring']

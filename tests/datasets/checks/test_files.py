@@ -104,6 +104,16 @@ def problems_of(tmp_path, monkeypatch, mask=True, size=(6, 4), config=None, clas
     return [(problem.kind, problem.detail) for problem in data.problems]
 
 
+@pytest.mark.parametrize('reduces, absent', [(False, ['b']), (True, ['a'])])
+def test_classes_without_a_pixel_are_known(tmp_path, monkeypatch, reduces, absent):
+    monkeypatch.setattr(files, 'read_sample', lambda sample: FileReport(**GOOD | dict(labels=(0, 2, 255))))
+    config = ConfigDict(dict(type='BaseSegDataset', pipeline=[], reduce_zero_label=reduces))
+    sample = Sample(picture(tmp_path / 'x.jpg'), str(tmp_path / 'm.png'), (6, 4), 3)
+    data = CheckedDataset('val', 'x', config, 'masks', ('a', 'b', 'c')[: 2 if reduces else 3], [], samples=[sample])
+    check_files([data], 1)
+    assert data.absent == absent
+
+
 IGNORING = dict(pipeline=[dict(type='LoadImageFromFile', imdecode_backend='ignore_orientation')])
 
 
