@@ -23,6 +23,9 @@ from .sources import Source
 
 # FFmpeg's readers of files that hold the video themselves. Others read a list of further files, from anywhere.
 _CONTAINERS = 'mov,avi,matroska,mpeg,mpegts,mpegvideo,h264,hevc,asf,flv,ogg'
+# How files of these containers begin. MP4 and MOV have the name of a box after its length.
+_BEGINNINGS = (b'RIFF', b'\x1aE\xdf\xa3', b'\0\0\1', b'\0\0\0\1', b'G', b'0&\xb2u', b'FLV', b'OggS')
+_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide')
 # Frames a second of a drawing if the video or camera does not say.
 _DEFAULT_RATE = 25.0
 
@@ -58,6 +61,8 @@ class Video:
         if self.is_camera:
             self._capture = cv2.VideoCapture(source)
         else:
+            if not _begins_as_a_video(source):
+                raise UsageError(f'{source} cannot be read as a video.')
             with _containers_only():
                 self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
@@ -98,6 +103,13 @@ def check_videos(sources: Iterable[Source]) -> None:
     for source in sources:
         if source.is_video:
             Video(source.path).close()
+
+
+def _begins_as_a_video(file: str) -> bool:
+    """Return whether a file may be a video, and no playlist: OpenCV before 4.12 does not listen to the environment."""
+    with open(file, 'rb') as opened:
+        head = opened.read(8)
+    return head.startswith(_BEGINNINGS) or head[4:] in _BOXES or head[4:5] == b'G'  # M2TS, after a time stamp
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ _TEXTS = (
     'is out of bounds, the drawn',
     # OpenMMLab's own mmengine reloads that package each time it asks what is installed.
     'pkg_resources is deprecated as an API',
+    # OpenMMLab's own mmseg builds its losses by this function.
+    '``build_loss`` would be deprecated',
 )
 
 
