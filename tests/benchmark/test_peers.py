@@ -113,10 +113,10 @@ def test_margins_are_those_at_equal_time():
     ]
     found = margins(rows, ['model', 'threads'])
     assert [row['model'] for row in found] == list(times)[2:]
-    for threads in (1, 2):
+    for words in ('1 thread', '2 threads'):
         # In the middle of 0.1 and 0.4 by the logarithm, CAS-ViT has (37.4 + 39.8) / 2. Of those faster than xs, only
         # the more accurate ones are compared; slower than s, all are compared with s.
-        assert [row[f'COCO box AP, {threads} threads'] for row in found] == ['-4.6', '+5.2', '+1.6', None, '+4.8']
+        assert [row[f'COCO box AP, {words}'] for row in found] == ['-4.6', '+5.2', '+1.6', None, '+4.8']
     assert [row['ADE20K mIoU, 2 threads'] for row in found] == ['-6.3', '+5.8', None, '+0.1', '+4.8']
     assert found[-1]['pretraining'] == '450 epochs, distilled'
     assert margins(rows[2:6], ['model']) == []
