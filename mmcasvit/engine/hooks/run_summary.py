@@ -75,7 +75,7 @@ class RunSummaryHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Say why drawings show nothing."""
-        drawing = runner.cfg.default_hooks.get('visualization') or {}
+        drawing = (runner.cfg.get('default_hooks') or {}).get('visualization') or {}
         least = drawing.get('score_thr', 0.3)
         if drawing.get('draw') and self._highest is not None and self._highest < least:
             runner.logger.warning(
