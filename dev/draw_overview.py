@@ -38,9 +38,9 @@ def parse_args():
     parser.add_argument(
         '--plot',
         type=Path,
-        default=Path('docs/images/benchmark-accuracy.png'),
+        required=True,
         metavar='FILE',
-        help='image below the scene, of tools/benchmark.py compare --plot-accuracy (default: %(default)s)',
+        help='image below the scene, of tools/benchmark.py compare --plot-accuracy with one setting',
     )
     parser.add_argument('--out', type=Path, default=Path('docs/images/overview.jpg'), metavar='FILE')
     return parser.parse_args()

@@ -86,7 +86,7 @@ def main():
     prepare(cfg, args)
     if args.fast_eval:
         use_fast_evaluation(cfg)
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False  # the config of a resumed run says True
     if args.show or args.show_dir:
         draw_predictions(cfg, args.show_dir, args.show, args.wait_time)
     else:

@@ -108,7 +108,6 @@ def main():
         with stops_explained(runner):
             log_choices(decision, runner.logger)
             runner.train()
-            log_choices(decision, runner.logger)
     except RunStopped as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)

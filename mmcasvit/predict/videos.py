@@ -61,7 +61,7 @@ class Video:
         if self.is_camera:
             self._capture = cv2.VideoCapture(source)
         else:
-            if not _begins_as_a_video(source):
+            if not _begins_as_a_video(str(source)):
                 raise UsageError(f'{source} cannot be read as a video.')
             with _containers_only():
                 self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG)

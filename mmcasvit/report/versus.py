@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from .images import FILE, RecordedImages
 from .page import ENVIRONMENT, embedded
 from .record import FOLDER, draw
 
+# How lines begin that differ between any two runs.
+_OF_A_RUN = ('work_dir = ', 'resume = ', 'load_from = ', "dict(type='mmcasvit.ReportHook')", "dict(type='Tensorboard")
+_FEW = 20  # images, with which an interval means little
 _WIDTH = 640  # of each drawing on the page, in pixels
 
 
@@ -163,7 +167,10 @@ def write_comparison(
                 images=_images(first, other, examples),
             )
         )
+    count = len(first.runs[0].paths)
+    few = [f'Only {count_of(count, "image")}: do not rely on these intervals.'] if count < _FEW else []
     text = ENVIRONMENT.get_template('versus.html.jinja').render(
+        few=few,
         sections=sections,
         sides=[dict(name=side.name, files=[str(run.file.parent) for run in side.runs]) for side in sides],
         images=len(first.runs[0].paths),
@@ -174,21 +181,34 @@ def write_comparison(
         written=datetime.now().strftime('%Y-%m-%d %H:%M'),
     )
     out.write_text(text, encoding='utf-8', errors='replace')
-    return verdicts
+    return [*verdicts, *few]
 
 
 def config_changes(first: RecordedImages, second: RecordedImages, limit: int = 40) -> list[str]:
-    """Return the lines of the configs of two runs that differ, marked by ``-`` and ``+``, without their folders."""
-    files = [run.file.parents[1] / 'vis_data' / 'config.py' for run in (first, second)]
-    if not all(file.is_file() for file in files):
+    """Return the lines of the configs of two trainings that differ, marked by ``-`` and ``+``, without their folders.
+
+    An evaluation of a checkpoint counts as the training whose config is next to the checkpoint.
+    """
+    texts = [_training_config(run.file.parents[1] / 'vis_data' / 'config.py') for run in (first, second)]
+    if None in texts:
         return []
-    mine, theirs = (file.read_text(encoding='utf-8', errors='replace').splitlines() for file in files)
+    mine, theirs = (text.splitlines() for text in texts if text is not None)
     lines = [
         line
         for line in list(difflib.unified_diff(mine, theirs, n=0, lineterm=''))[2:]
-        if not line.startswith('@@') and not line[1:].startswith(('work_dir = ', 'resume = ', 'load_from = '))
+        if not line.startswith('@@') and not line[1:].lstrip().startswith(_OF_A_RUN)
     ]
     return lines[:limit] + ([f'and {len(lines) - limit} more lines'] if len(lines) > limit else [])
+
+
+def _training_config(file: Path) -> str | None:
+    """Return the text of the config of a run, or of the training whose checkpoint it evaluates, or None."""
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding='utf-8', errors='replace')
+    found = re.search(r"^load_from = '(.+)'$", text, re.MULTILINE)
+    beside = sorted(Path(found[1]).parent.glob('*.py')) if found else []
+    return beside[0].read_text(encoding='utf-8', errors='replace') if len(beside) == 1 else text
 
 
 def verdict(name: str, first: str, second: str, found: Difference, level: float) -> str:

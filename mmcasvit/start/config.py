@@ -116,7 +116,7 @@ def is_edited(file: Path) -> bool:
 
 def _data_section(data: Data) -> str:
     palette = data.palette or [
-        (0, 0, 0) if name == 'background' else color
+        (120, 120, 120) if name == 'background' else color
         for name, color in zip(data.classes, make_palette(len(data.classes)))
     ]
     return (

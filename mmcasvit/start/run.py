@@ -143,7 +143,7 @@ def start(folder: Path, out: Path, options: Options, choices: Choices, fix: bool
     harmless = sum(len(d.problems) for d in datasets)
     lines.append('checked: ' + (as_text(datasets, 2) if harmless else 'no problems found'))
     lines += [
-        f'no label of the {found.split} images is {shorten(found.absent, 12)}: its metric does not count these classes'
+        f'the {found.split} labels have none of {shorten(found.absent, 12)}, which the metric leaves out'
         for found in datasets
         if found.split == 'val' and found.absent
     ]

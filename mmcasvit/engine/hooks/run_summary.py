@@ -80,7 +80,7 @@ class RunSummaryHook(Hook):
         if drawing.get('draw') and self._highest is not None and self._highest < least:
             runner.logger.warning(
                 f'the drawings show no prediction: the highest score is {self._highest:.3f}, and '
-                f'default_hooks.visualization.score_thr is {least:g}.'
+                f'default_hooks.visualization.score_thr is {least:g}. --cfg-options lowers it.'
             )
 
     @staticmethod
