@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.reports import Page, write_evaluation
 
+from mmcasvit.report import versus
 from mmcasvit.report.images import RecordedImages
 from mmcasvit.report.versus import image_names, read_side, write_comparison
 from mmcasvit.utils.errors import UsageError
@@ -163,3 +164,19 @@ def test_the_page_shows_what_differs_in_the_configs(runs, tmp_path):
     write_comparison([tmp_path / 'good', tmp_path / 'bad'], tmp_path / 'page.html', resamples=20, examples=1)
     text = (tmp_path / 'page.html').read_text()
     assert '<pre>-lr = 0.002\n+lr = 0.0004</pre>' in text
+    # An evaluation of a checkpoint is shown with the config of its training.
+    training = tmp_path / 'training'
+    training.mkdir()
+    (training / 'recipe.py').write_text('lr = 0.01\nseed = 0\n')
+    config.write_text(f"lr = 0.0004\nload_from = '{training}/iter_1.pth'\n")
+    write_comparison([tmp_path / 'good', tmp_path / 'bad'], tmp_path / 'page.html', resamples=20, examples=1)
+    assert '<pre>-lr = 0.002\n+lr = 0.01</pre>' in (tmp_path / 'page.html').read_text()
+
+
+def test_an_interval_from_a_few_images_is_not_trusted(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(versus, '_FEW', 25)
+    for name, noise in [('a', 1), ('b', 2)]:
+        write_evaluation(tmp_path / name, scenes, noise)
+    lines = write_comparison([tmp_path / 'a', tmp_path / 'b'], tmp_path / 'page.html', resamples=20, examples=1)
+    assert lines[-1] == 'Only 24 images: do not rely on these intervals.'
+    assert lines[-1] in (tmp_path / 'page.html').read_text()

@@ -289,7 +289,8 @@ def test_a_segmentor_trains_resumes_tests_and_predicts(run_tool, shapes, tmp_pat
     assert len(list((tmp_path / 'masks').glob('*.png'))) == 4
     assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 4
     assert 'mIoU' in json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
-    run_tool('test.py', config, 'run/iter_4.pth', '--work-dir', 'tta', '--tta', *options, cwd=tmp_path)
+    # The config that the resumed run left says resume=True.
+    run_tool('test.py', 'run/tiny.py', 'run/iter_4.pth', '--work-dir', 'tta', '--tta', cwd=tmp_path)
     image = next((shapes / 'coco/val2017').iterdir())
     run_tool('infer.py', image, 'tiny.py', 'run/iter_4.pth', '--out-dir', 'infer', cwd=tmp_path)
     mask = cv2.imread(str(next((tmp_path / 'infer/pred').glob('*.png'))), cv2.IMREAD_UNCHANGED)
