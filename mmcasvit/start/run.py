@@ -230,7 +230,7 @@ def train(started: Started, arguments: Sequence[str] = ()) -> str:
         UsageError: If a step fails.
     """
     (_, config, *resume), evaluation, _ = started.commands()
-    run_tool('train.py', config, *resume, *arguments)
+    run_tool('train.py', config, *(resume if (started.out / 'train').exists() else ()), *arguments)
     best = sorted((started.out / 'train').glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     if not best:
         raise UsageError(
