@@ -107,8 +107,11 @@ def check_videos(sources: Iterable[Source]) -> None:
 
 def _begins_as_a_video(file: str) -> bool:
     """Return whether a file may be a video, and no playlist: OpenCV before 4.12 does not listen to the environment."""
-    with open(file, 'rb') as opened:
-        head = opened.read(8)
+    try:
+        with open(file, 'rb') as opened:
+            head = opened.read(8)
+    except OSError:  # FFmpeg cannot read it either
+        return False
     return head.startswith(_BEGINNINGS) or head[4:] in _BOXES or head[4:5] == b'G'  # M2TS, after a time stamp
 
 
