@@ -214,7 +214,6 @@ def test_an_export_that_fails_leaves_the_old_page(runtime, quick, tmp_path, monk
         (['--dynamic', 'batch'], 'leave out batch'),
         (['--preprocess', 'rgb'], 'leave out --preprocess'),
         (['--precision', 'int8'], 'not in int8'),
-        (['--out', 'none/page'], 'no folder'),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
@@ -222,6 +221,13 @@ def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', '--format', 'web', *arguments])
     with pytest.raises(UsageError, match=words):
         tool.check_arguments(tool.parse_args(), 'segmentor')
+
+
+def test_the_folder_around_a_page_must_exist(monkeypatch):
+    tool = load_tool('export')
+    monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', '--format', 'web', '--out', 'none/page'])
+    with pytest.raises(UsageError, match='no folder'):
+        tool.check_out(tool.parse_args())
 
 
 @needs('onnx')
