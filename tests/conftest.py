@@ -76,6 +76,7 @@ def run_main(monkeypatch, tmp_path, capsys):
 
     def run(tool, *arguments):
         monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, arguments)])
+        capsys.readouterr()  # what the test itself has printed
         try:
             load_tool(tool).main()
             status = 0

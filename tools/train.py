@@ -90,10 +90,11 @@ def main():
         use_pretrained(cfg, args.pretrained, args.trust_checkpoint)
     if args.amp:
         use_amp(cfg)
-    choices = use_fast_training(cfg) if args.fast else []  # after --amp, which decides on some
+    choices = [*use_fast_training(cfg)] if args.fast else []  # after --amp, which decides on some
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
-    decision = [text] if (text := use_start(cfg, args.resume, args.trust_checkpoint)) else []
+    if decision := use_start(cfg, args.resume, args.trust_checkpoint):
+        choices.append(decision)
     limit_images(cfg, 'train', args.limit)
     limit_images(cfg, 'val', args.limit_eval)
     use_trackers(cfg, args.track)
@@ -106,7 +107,6 @@ def main():
     log_choices(choices, runner.logger)
     try:
         with stops_explained(runner):
-            log_choices(decision, runner.logger)
             runner.train()
     except RunStopped as error:
         print(f'error: {error}', file=sys.stderr)

@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from mmcasvit.datasets.config import dataset_type, leaf_datasets
 from mmcasvit.datasets.sources import read_data_as_data
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.text import first_line
 from mmcasvit.weights.checkpoint import read_ahead, use_safe_checkpoint_reader
 from mmcasvit.weights.match import fit
 
@@ -51,8 +52,7 @@ def _check_device(name: str) -> None:
         device = torch.device(name)
         torch.empty(1, device=device)
     except Exception as error:  # backends raise nearly anything
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f'--device: {name} cannot be used on this machine: {reason}') from error
+        raise UsageError(f'--device: {name} cannot be used on this machine: {first_line(error)}') from error
     if device.type == 'meta':
         raise UsageError('--device: meta computes nothing. Use cpu or cuda.')
 

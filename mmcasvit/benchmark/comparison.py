@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcasvit.export.runtimes.program import first_line
 from mmcasvit.utils.errors import NotApplicable, UsageError
+from mmcasvit.utils.text import first_line
 from mmcasvit.utils.timing import Timer, copy_limit, interleave, matmul_limit, ratio, spread
 
 from .counts import Cost

@@ -147,7 +147,7 @@ def _measure(
         for batch in batches
     )
     # Objects differ from image to image, so the second may need more than the first and all that is fixed.
-    per_image = min(max(0, more - few), max(few // batches[0], more // batches[1]))
+    per_image = min(max(0, more - few), more // batches[1])
     return StepMemory(
         max(0, few - batches[0] * per_image), per_image, tuple(samples[0]['inputs'].shape[-2:]), batches, device
     )

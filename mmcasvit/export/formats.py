@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.text import first_line
 from mmcasvit.weights.integrity import rename_durably
 
 from .graphs import build_graph
 from .runtimes import coreml, executorch, litert, ncnn, onnx, openvino, pytorch
-from .runtimes.program import first_line, size_of
+from .runtimes.program import size_of
 from .signature import Run, Signature
 
 # Largest input of a graph. The first feature maps of 8192x8192 pixels take several gigabytes.

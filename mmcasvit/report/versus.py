@@ -190,9 +190,9 @@ def config_changes(first: RecordedImages, second: RecordedImages, limit: int = 4
     An evaluation of a checkpoint counts as the training whose config is next to the checkpoint.
     """
     texts = [_training_config(run.file.parents[1] / 'vis_data' / 'config.py') for run in (first, second)]
-    if None in texts:
+    if not all(texts):
         return []
-    mine, theirs = (text.splitlines() for text in texts if text is not None)
+    mine, theirs = (text.splitlines() for text in texts)
     lines = [
         line
         for line in list(difflib.unified_diff(mine, theirs, n=0, lineterm=''))[2:]
@@ -201,14 +201,14 @@ def config_changes(first: RecordedImages, second: RecordedImages, limit: int = 4
     return lines[:limit] + ([f'and {len(lines) - limit} more lines'] if len(lines) > limit else [])
 
 
-def _training_config(file: Path) -> str | None:
-    """Return the text of the config of a run, or of the training whose checkpoint it evaluates, or None."""
+def _training_config(file: Path) -> str:
+    """Return the text of the config of a run, or of the training whose checkpoint it evaluates, or ``''``."""
     if not file.is_file():
-        return None
+        return ''
     text = file.read_text(encoding='utf-8', errors='replace')
     found = re.search(r"^load_from = '(.+)'$", text, re.MULTILINE)
-    beside = sorted(Path(found[1]).parent.glob('*.py')) if found else []
-    return beside[0].read_text(encoding='utf-8', errors='replace') if len(beside) == 1 else text
+    configs = list(Path(found[1]).parent.glob('*.py')) if found else []  # next to the checkpoint
+    return configs[0].read_text(encoding='utf-8', errors='replace') if len(configs) == 1 else text
 
 
 def verdict(name: str, first: str, second: str, found: Difference, level: float) -> str:

@@ -19,3 +19,10 @@ def printable(text: str) -> str:
 def as_typed(path: Path) -> Path:
     """Return a path as one types it in the current folder: relative if it is below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without those in which OpenVINO names places in its own code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith('Exception from ')]
+    return (told or lines or [type(error).__name__])[0]

@@ -78,7 +78,7 @@ def test_tool_writes_one_file_and_overwrites_only_with_force(run_main, tmp_path)
     assert Config.fromfile(tmp_path / 'new.py').model.neck.in_channels == [56, 112, 220]
     written = (tmp_path / 'new.py').read_text()
     status, printed = run_main('plug', FCOS, '--arch', 's', '--out', 'new.py', '--no-verify')
-    assert (status, printed.err.splitlines()[-1]) == (2, 'error: new.py exists; use --force to overwrite it')
+    assert (status, printed.err) == (2, 'error: new.py exists; use --force to overwrite it\n')
     assert (tmp_path / 'new.py').read_text() == written
     assert run_main('plug', FCOS, '--arch', 's', '--out', 'new.py', '--no-verify', '--force', '--train-norms')[0] == 0
     backbone = Config.fromfile(tmp_path / 'new.py').model.backbone

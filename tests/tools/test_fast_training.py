@@ -93,8 +93,9 @@ def test_a_fast_run_is_resumed_to_the_last_bit(train, fast):
     assert_close(moments(found), moments(wanted), rtol=0, atol=0)
 
 
-def test_a_fast_run_can_be_resumed_without_fast(train, plain, fast):
-    losses, found, _ = train('without', start='fast')
+@pytest.mark.parametrize('start, flags', [('fast', ()), ('plain', ('--fast',))])
+def test_a_run_is_resumed_in_the_other_way(train, plain, fast, start, flags):
+    losses, found, _ = train(f'from_{start}', *flags, start=start)
     assert losses == pytest.approx(plain[0][2:], rel=1e-3)
     wanted, found = moments(plain[1]), moments(found)
     # A bias before a norm has no gradient but rounding, which is small next to all others.

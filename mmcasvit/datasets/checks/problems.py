@@ -115,7 +115,7 @@ class CheckedDataset:
 
     @property
     def absent(self) -> list[str]:
-        """The classes that none of its labels have, which is no fault, but leaves them out of a metric."""
+        """The classes that none of its labels have. They are not faults, but a metric leaves them out."""
         return [name for name in self.classes if name not in self.labeled] if self.labeled else []
 
     @property

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.text import first_line
 
 from ..signature import KEY, Run, Signature
 from . import onnx
 from .operators import count_operators
-from .program import first_line
 
 # Products of queries, keys and values grow with the third power of activations that leave the range of the norms.
 LARGEST_ACTIVATION = 1e6

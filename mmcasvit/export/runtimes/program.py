@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmcasvit.utils.errors import UsageError
+from mmcasvit.utils.text import first_line
 
 from ..signature import Signature
 
@@ -45,13 +46,6 @@ class SplitAddcmul(TorchFunctionMode):
             total, first, second = args
             return total + first * second
         return func(*args, **(kwargs or {}))
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a message, without those in which OpenVINO names places in its own code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith('Exception from ')]
-    return (told or lines or [type(error).__name__])[0]
 
 
 def size_of(path: Path) -> int:
