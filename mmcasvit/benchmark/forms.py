@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmcasvit.export.formats import FORMATS as FILES
@@ -85,6 +86,44 @@ def _compiled(subject: Subject, setting: Setting) -> None:
                 setattr(subject.module, part, torch.compile(getattr(subject.module, part), dynamic=False))
 
 
+class _Products(nn.Module):
+    """Matrix products of the same size as the dense convolutions of a model, one after the other.
+
+    All read from one place and write to another, so that the caches serve them as well as those of a model at least.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor):
+        super().__init__()
+        sizes: list[tuple[int, int, int]] = []
+
+        def note(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+            if conv.groups == 1:
+                inner = conv.weight[0].numel()
+                sizes.append((output.numel() // output.shape[1], inner, len(conv.weight)))
+
+        hooks = [part.register_forward_hook(note) for part in module.modules() if isinstance(part, nn.Conv2d)]
+        with torch.no_grad():
+            module(example)
+        for hook in hooks:
+            hook.remove()
+        left = example.new_ones(max(rows * inner for rows, inner, _ in sizes))
+        result = example.new_empty(max(rows * outputs for rows, _, outputs in sizes))
+        self.products = [
+            (left[: m * k].view(m, k), example.new_ones(k, n), result[: m * n].view(m, n)) for m, k, n in sizes
+        ]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        for left, right, result in self.products:
+            torch.mm(left, right, out=result)
+        return ()
+
+
+def _products(subject: Subject, setting: Setting) -> None:
+    if setting.train or isinstance(subject, WholeModel):
+        raise NotApplicable('products are measured only for the inference of backbones')
+    subject.module = _Products(subject.module, setting.example)
+
+
 class _Runtime(nn.Module):
     """Module that runs an exported graph."""
 
@@ -145,12 +184,14 @@ class Form:
         packages: Names of the packages it needs.
         extra: Extra of this package that installs them.
         exported: Whether it runs outside of PyTorch. Then no step can follow it, and the runtime sets the precision.
+        has_outputs: Whether it returns the outputs of the model.
     """
 
     apply: Callable[[Subject, Setting], None]
     packages: tuple[str, ...] = ()
     extra: str = 'benchmark'
     exported: bool = False
+    has_outputs: bool = True
 
 
 FORMS: dict[str, Form] = dict(
@@ -159,6 +200,7 @@ FORMS: dict[str, Form] = dict(
     fused=Form(_fused),
     channels_last=Form(_channels_last),
     compiled=Form(_compiled),
+    products=Form(_products, has_outputs=False),
     onnxruntime=Form(_exported('onnxruntime', 'onnx', ('fp32',)), FILES['onnx'].packages, exported=True),
     openvino=Form(
         _exported('openvino', 'openvino', ('fp32', 'bf16', 'int8')), FILES['openvino'].packages, exported=True
@@ -180,7 +222,7 @@ def parse_form(form: str) -> list[Form]:
     for place, name in enumerate(names):
         if name not in FORMS:
             raise UsageError(f'unknown form {name!r}. Valid: {", ".join(FORMS)}, or several joined by +.')
-        if FORMS[name].exported and place < len(names) - 1:
+        if (FORMS[name].exported or not FORMS[name].has_outputs) and place < len(names) - 1:
             raise UsageError(f'form {form}: nothing can follow {name}.')
         if FORMS[name].exported and 'compiled' in names:
             raise UsageError(f'form {form}: {name} compiles by itself, and cannot run what PyTorch has compiled.')

@@ -32,7 +32,7 @@ class Prepared:
         weights: Bytes of parameters and buffers, or 0 for exported forms, which keep their own copies.
         library, outputs, published: Descriptions of the model, see :class:`.models.Backbone`.
         deviation: Relative difference from the outputs of the eager model in fp32, see :func:`deviation`. None for
-            training, and for whole models that were not exported.
+            training, for whole models that were not exported, and for forms without outputs.
     """
 
     run: Callable[[], object]
@@ -76,7 +76,7 @@ def prepare(
         if whole:
             module.to(device)
             data = module.data_preprocessor(data, training=train)
-        if not train and (exported or not whole):
+        if not train and (exported or not whole) and all(step.has_outputs for step in steps):
             with torch.no_grad():
                 wanted = tree_leaves(subject.infer(data if whole else data[:_COMPARED]))
         if not whole:

@@ -1,4 +1,4 @@
-// A block of CAS-ViT in its deploy form, for a CPU: see native.py.
+// The stem, the downsampling and a block of CAS-ViT in the deploy form, for a CPU: see native.py.
 //
 // PyTorch runs each step over the map by itself, so that in a block the map passes the memory up to 20 times, for little
 // arithmetic. Here, several steps are computed for a few rows of the image at a time, which stay in the caches between
@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 #ifdef __AVX512F__
@@ -34,6 +36,24 @@ typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+// Allocates numbers at the start of a cache line, so that no LANES of them lie on two lines, and leaves them undefined.
+template <typename T>
+struct Aligned {
+  typedef T value_type;
+  Aligned() = default;
+  template <typename Other>
+  Aligned(const Aligned<Other>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* numbers, size_t) { ::operator delete(numbers, std::align_val_t(64)); }
+  template <typename Other>
+  void construct(Other* number) { ::new (number) Other; }
+  template <typename Other, typename Value>
+  void construct(Other* number, Value&& value) { ::new (number) Other(value); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+typedef std::vector<float, Aligned<float>> Numbers;
 
 struct BFloat16 {
   uint16_t bits;
@@ -64,6 +84,7 @@ inline void store(BFloat16* to, Floats x) {  // rounds to nearest, ties to even
 
 inline Floats all(float x) { return x - Floats{}; }
 
+// The second one, if either is NaN.
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 // 1 / x to within two units in the last place. Dividing takes several times as long.
@@ -147,33 +168,43 @@ inline void convolve_row(const T* above, const T* middle, const T* below, int64_
   }
 }
 
-// Calls finish(row, column, sum) with LANES sums at a time of the product of `a`, (rows, inner), and `weight`,
-// (inner, outputs), plus the bias if there is one. With ADDS, columns that are computed twice come as 0 the second time.
-template <int ROWS_AT_ONCE, int VECTORS, typename Finish>
-inline void product_tile(const float* a, int64_t inner, const float* packed, const Floats* start, int64_t row,
-                         int64_t column, Finish finish) {
+// The left factor of a product: `lines` times `pixels` rows of numbers. A row consists of SEGMENTS parts of `inner`
+// numbers. Those of the first pixel of a line begin at `starts`, (lines, SEGMENTS), and those of the next ones `step`
+// numbers further on each.
+template <int SEGMENTS>
+struct Rows {
+  const float* const* starts;
+  int64_t lines, pixels, step, inner;
+};
+
+template <int ROWS_AT_ONCE, int VECTORS, int SEGMENTS, typename Finish>
+inline void product_tile(const float* const* starts, int64_t offset, int64_t step, int64_t inner, const float* packed,
+                         const Floats* start, int64_t row, int64_t column, Finish finish) {
   Floats sums[ROWS_AT_ONCE][VECTORS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS_AT_ONCE; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) sums[r][v] = start[v];
-  const float* from = a + row * inner;
-  for (int64_t k = 0; k < inner; ++k) {
-    Floats b[VECTORS];
+  for (int segment = 0; segment < SEGMENTS; ++segment) {
+    const float* from = starts[segment] + offset;
+    for (int64_t k = 0; k < inner; ++k, packed += VECTORS * LANES) {
+      Floats b[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) b[v] = load(packed + (k * VECTORS + v) * LANES);
+      for (int v = 0; v < VECTORS; ++v) b[v] = load(packed + v * LANES);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS_AT_ONCE; ++r)
+      for (int r = 0; r < ROWS_AT_ONCE; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sums[r][v] += b[v] * from[r * inner + k];
+        for (int v = 0; v < VECTORS; ++v) sums[r][v] += b[v] * from[r * step + k];
+    }
   }
   for (int r = 0; r < ROWS_AT_ONCE; ++r)
     for (int v = 0; v < VECTORS; ++v) finish(row + r, column + v * LANES, sums[r][v]);
 }
 
-template <bool ADDS, int VECTORS, typename Finish>
-void product_panel(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias,
-                   int64_t outputs, int64_t column, int64_t seen, std::vector<float>& packed, Finish finish) {
+template <bool ADDS, int VECTORS, int SEGMENTS, typename Finish>
+void product_panel(const Rows<SEGMENTS>& a, const float* weight, const float* bias, int64_t outputs, int64_t column,
+                   int64_t seen, Numbers& packed, Finish finish) {
+  const int64_t inner = SEGMENTS * a.inner;
   packed.resize(inner * VECTORS * LANES);
   for (int64_t k = 0; k < inner; ++k)
     for (int v = 0; v < VECTORS; ++v)
@@ -184,15 +215,27 @@ void product_panel(const float* a, int64_t rows, int64_t inner, const float* wei
     start[0][lane] = 0;
     for (int64_t k = 0; k < inner; ++k) packed[k * VECTORS * LANES + lane] = 0;
   }
-  int64_t row = 0;
-  for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
-    product_tile<TILE_ROWS, VECTORS>(a, inner, packed.data(), start, row, column, finish);
-  for (; row < rows; ++row) product_tile<1, VECTORS>(a, inner, packed.data(), start, row, column, finish);
+  for (int64_t line = 0; line < a.lines; ++line) {
+    const float* const* starts = a.starts + line * SEGMENTS;
+    const float* weights = packed.data();
+    int64_t pixel = 0;
+    const auto tile = [&](auto rows) {
+      constexpr int ROWS_AT_ONCE = decltype(rows)::value;
+      for (; pixel + ROWS_AT_ONCE <= a.pixels; pixel += ROWS_AT_ONCE)
+        product_tile<ROWS_AT_ONCE, VECTORS, SEGMENTS>(starts, pixel * a.step, a.step, a.inner, weights, start,
+                                                      line * a.pixels + pixel, column, finish);
+    };
+    tile(std::integral_constant<int, TILE_ROWS>());
+    tile(std::integral_constant<int, 3>());
+    tile(std::integral_constant<int, 1>());
+  }
 }
 
-template <bool ADDS, typename Finish>
-void product(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias, int64_t outputs,
-             std::vector<float>& packed, Finish finish) {
+// Calls finish(row, column, sum) with LANES sums at a time of the product of `a` and `weight`, (inner, outputs), plus
+// the bias if there is one. With ADDS, columns that are computed twice come as 0 the second time.
+template <bool ADDS, int SEGMENTS, typename Finish>
+void product(const Rows<SEGMENTS>& a, const float* weight, const float* bias, int64_t outputs,
+             Numbers& packed, Finish finish) {
   const int64_t vectors = groups_of(outputs);
   // Panels of about equal width, the last of which begins early enough to end with the last column.
   const int64_t panels = vectors * LANES > outputs && vectors <= TILE_VECTORS ? vectors
@@ -201,14 +244,69 @@ void product(const float* a, int64_t rows, int64_t inner, const float* weight, c
     const int64_t width = vectors * (panel + 1) / panels - vectors * panel / panels;
     const int64_t first = std::min(column, outputs - width * LANES), seen = column - first;
     if (width == 3)
-      product_panel<ADDS, TILE_VECTORS>(a, rows, inner, weight, bias, outputs, first, seen, packed, finish);
+      product_panel<ADDS, TILE_VECTORS>(a, weight, bias, outputs, first, seen, packed, finish);
     else if (width == 2)
-      product_panel<ADDS, 2>(a, rows, inner, weight, bias, outputs, first, seen, packed, finish);
+      product_panel<ADDS, 2>(a, weight, bias, outputs, first, seen, packed, finish);
     else
-      product_panel<ADDS, 1>(a, rows, inner, weight, bias, outputs, first, seen, packed, finish);
+      product_panel<ADDS, 1>(a, weight, bias, outputs, first, seen, packed, finish);
     column += width * LANES;
   }
 }
+
+// The same for `a` as a matrix, (rows, inner).
+template <bool ADDS, typename Finish>
+void product(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias, int64_t outputs,
+             Numbers& packed, Finish finish) {
+  product<ADDS>(Rows<1>{&a, 1, rows, inner, inner}, weight, bias, outputs, packed, finish);
+}
+
+// A 3x3 convolution with stride 2, and ReLU if there is one. Its weights are (9 * C_in, C_out), where the channels of a
+// pixel stand together.
+struct Halving {
+  const float *weight, *bias;
+  int64_t inputs, outputs, relu;
+};
+
+// Rows of the output of such a convolution, over a map whose row y is written by fill(y, to), (width, C_in).
+template <typename Fill>
+class HalvedRows {
+ public:
+  HalvedRows(int64_t height, int64_t width, const Halving& conv, int64_t rows_at_once, Fill fill)
+      : height_(height), width_(width), conv_(conv), fill_(fill), row_((width + 2) * conv.inputs),
+        padded_((2 * rows_at_once + 1) * row_, 0.f) {}
+
+  // Calls finish(row, column, sum) for the rows [y, y + rows), as `product` does. Rows must be asked for in turn.
+  template <typename Finish>
+  void compute(int64_t y, int64_t rows, Finish finish) {
+    const int64_t first = 2 * y - 1;
+    starts_.clear();
+    for (int64_t i = 0; i <= 2 * rows; ++i) {
+      float* to = padded_.data() + i * row_;
+      if (i == 0 && filled_ > 0)
+        std::copy_n(padded_.data() + (filled_ - 1) * row_, row_, to);  // the last row of the time before
+      else if (first + i >= 0 && first + i < height_)
+        fill_(first + i, to + conv_.inputs);  // the pixels before and after a row stay zero
+      else
+        std::fill_n(to, row_, 0.f);
+    }
+    filled_ = 2 * rows + 1;
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = 0; i < 3; ++i) starts_.push_back(padded_.data() + (2 * row + i) * row_);
+    const Rows<3> pixels{starts_.data(), rows, (width_ + 1) / 2, 2 * conv_.inputs, 3 * conv_.inputs};
+    product<false>(pixels, conv_.weight, conv_.bias, conv_.outputs, packed_,
+                   [&](int64_t row, int64_t column, Floats sum) {
+                     finish(row, column, conv_.relu ? maximum(Floats{}, sum) : sum);
+                   });
+  }
+
+ private:
+  int64_t height_, width_;
+  const Halving& conv_;
+  Fill fill_;
+  int64_t row_, filled_ = 0;
+  Numbers padded_, packed_;
+  std::vector<const float*> starts_;
+};
 
 // A map of one image, (height, width, channels). Rows outside of it are null.
 template <typename T>
@@ -259,7 +357,7 @@ void gate_row(Map<const T> query_key, int64_t y, const Mixer& mixer, float* gate
       for (int64_t lane = 0; lane < group * LANES - first; ++lane) proj[lane] = 0;  // counted already
       convolve_row(at(above, c), middle + c, at(below, c), width, step, mixer.gate_weight + c, step,
                    load(mixer.gate_bias + c),
-                   [=](int64_t column, Floats sum) { score[column] += maximum(sum, Floats{}) * proj; });
+                   [=](int64_t column, Floats sum) { score[column] += maximum(Floats{}, sum) * proj; });
     }
     float* gate = gates + part * width;
     for (int64_t column = 0; column < width; ++column) {
@@ -318,7 +416,7 @@ class MixedRows {
   }
 
  private:
-  const float* kept(const std::vector<float>& rows, int64_t y, int64_t c) const {
+  const float* kept(const Numbers& rows, int64_t y, int64_t c) const {
     return y < 0 || y >= value_.height ? nullptr : rows.data() + y % 3 * row_ + c;
   }
 
@@ -354,7 +452,7 @@ class MixedRows {
   const float *gates_, *factors_;
   const Mixer& mixer_;
   int64_t row_;
-  std::vector<float> added_, mixed_;
+  Numbers added_, mixed_;
   int64_t next_added_, next_mixed_;
 };
 
@@ -375,7 +473,7 @@ void mix(T* x, const T* query_key, const T* value, const Mixer& mixer, int64_t i
          int64_t channels, int64_t rows_at_once, Finish finish) {
   const int64_t pixels = height * width;
   const Bands bands(images, height);
-  std::vector<float> gates(2 * images * pixels), sums(bands.count() * 2 * channels), factors(images * 2 * channels);
+  Numbers gates(2 * images * pixels), sums(bands.count() * 2 * channels, 0.f), factors(images * 2 * channels);
   const auto query_key_of = [=](int64_t image) {
     return Map<const T>{query_key + image * pixels * 2 * channels, height, width, 2 * channels};
   };
@@ -389,7 +487,7 @@ void mix(T* x, const T* query_key, const T* value, const Mixer& mixer, int64_t i
   }
 
   for (int64_t image = 0; image < images; ++image) {
-    std::vector<float> means(2 * channels);
+    Numbers means(2 * channels, 0.f);
     for (int64_t band = image * bands.each; band < (image + 1) * bands.each; ++band)
       for (int64_t c = 0; c < 2 * channels; ++c) means[c] += sums[band * 2 * channels + c] / pixels;
     channel_gates(means.data(), mixer, channels, factors.data() + image * 2 * channels);
@@ -398,13 +496,14 @@ void mix(T* x, const T* query_key, const T* value, const Mixer& mixer, int64_t i
 #pragma omp parallel for schedule(static)
   for (int64_t band = 0; band < bands.count(); ++band) {
     const int64_t image = bands.image(band), begin = bands.begin(band), end = bands.end(band);
+    Finish finish_band = finish;
     MixedRows<T> mixed(query_key_of(image), Map<const T>{value + image * pixels * channels, height, width, channels},
                        gates.data() + image * 2 * pixels, factors.data() + image * 2 * channels, mixer, begin);
     for (int64_t y = begin; y < end; y += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, end - y);
       T* to = x + (image * height + y) * width * channels;
       for (int64_t i = 0; i < rows; ++i) mixed.add_to(y + i, to + i * width * channels);
-      finish(image, y, rows);
+      finish_band(image, y, rows);
     }
   }
 }
@@ -421,19 +520,20 @@ struct Block {
   const float *fc2_weight, *fc2_bias;  // the last one may be null
 };
 
-constexpr int64_t PIXELS = 128;  // that pass several steps together, if a row of the image is not longer
+// Pixels that pass several steps together, if a row of the image is not longer. Their channels stay in the caches.
+inline int64_t pixels_at_once(int64_t channels) { return channels <= 128 ? 256 : 128; }
 
 template <bool TANH>
 void block(float* x, float* local, float* query_key, float* value, const Block& weights, int64_t images,
            int64_t height, int64_t width, int64_t channels) {
-  const int64_t pixels = height * width, hidden = 4 * channels;
-  const int64_t rows_at_once = std::max<int64_t>(PIXELS / width, 1);
+  const int64_t pixels = height * width, hidden = 4 * channels, at_once = pixels_at_once(channels);
+  const int64_t rows_at_once = std::max<int64_t>(at_once / width, 1);
 
 #pragma omp parallel for schedule(static)
-  for (int64_t first = 0; first < images * pixels; first += PIXELS) {
-    std::vector<float> packed;
+  for (int64_t first = 0; first < images * pixels; first += at_once) {
+    Numbers packed;
     float* to = local + first * channels;
-    product<false>(x + first * channels, std::min(PIXELS, images * pixels - first), channels, weights.local_weight,
+    product<false>(x + first * channels, std::min(at_once, images * pixels - first), channels, weights.local_weight,
                    weights.local_bias, channels, packed,
                    [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
   }
@@ -443,7 +543,7 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   for (int64_t band = 0; band < bands.count(); ++band) {
     const int64_t image = bands.image(band), end = bands.end(band);
     const Map<const float> map{local + image * pixels * channels, height, width, channels};
-    std::vector<float> packed, activated(rows_at_once * width * channels);
+    Numbers packed, activated(rows_at_once * width * channels);
     for (int64_t y = bands.begin(band); y < end; y += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, end - y), first = (image * height + y) * width;
       for (int64_t i = 0; i < rows; ++i)
@@ -467,9 +567,9 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   }
 
   mix(x, query_key, value, weights.mixer, images, height, width, channels, rows_at_once,
-      [=](int64_t image, int64_t y, int64_t rows) {
+      [=, packed = Numbers(), expanded = Numbers()](int64_t image, int64_t y, int64_t rows) mutable {
         float* from = x + (image * height + y) * width * channels;
-        std::vector<float> packed, expanded(rows * width * hidden);
+        expanded.resize(rows * width * hidden);
         float* between = expanded.data();
         product<false>(from, rows * width, channels, weights.fc1_weight, weights.fc1_bias, hidden, packed,
                        [=](int64_t row, int64_t column, Floats sum) {
@@ -483,9 +583,55 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
       });
 }
 
+// Applies one such convolution, or two in a row: the stem, whose map in between never leaves the caches. The input,
+// (N, C, H, W), has the given strides, and the output is (N, H', W', C').
+void halve(const float* x, const int64_t* strides, float* out, const Halving* convs, int64_t count, int64_t images,
+           int64_t height, int64_t width) {
+  const Halving &first = convs[0], &last = convs[count - 1];
+  const int64_t half_height = (height + 1) / 2, half_width = (width + 1) / 2;
+  const int64_t out_height = count == 2 ? (half_height + 1) / 2 : half_height;
+  const int64_t out_width = count == 2 ? (half_width + 1) / 2 : half_width;
+  const int64_t rows_at_once = std::max<int64_t>(pixels_at_once(last.outputs) / out_width, 2);
+  const Bands bands(images, out_height);
+#pragma omp parallel for schedule(static)
+  for (int64_t band = 0; band < bands.count(); ++band) {
+    const float* image = x + bands.image(band) * strides[0];
+    const auto input = [=](int64_t y, float* row) {
+      const float* from = image + y * strides[2];
+      for (int64_t c = 0; c < first.inputs; ++c)
+        for (int64_t column = 0; column < width; ++column)
+          row[column * first.inputs + c] = from[c * strides[1] + column * strides[3]];
+    };
+    const auto pixels = [=](int64_t y, float* row) { std::copy_n(image + y * strides[2], width * first.inputs, row); };
+    const auto write = [&](auto&& rows) {
+      float* to = out + bands.image(band) * out_height * out_width * last.outputs;
+      for (int64_t y = bands.begin(band); y < bands.end(band); y += rows_at_once)
+        rows.compute(y, std::min(rows_at_once, bands.end(band) - y), [=](int64_t row, int64_t column, Floats sum) {
+          store(to + (y * out_width + row) * last.outputs + column, sum);
+        });
+    };
+    const auto apply = [&](auto fill) {
+      if (count == 1) return write(HalvedRows<decltype(fill)>(height, width, first, rows_at_once, fill));
+      HalvedRows<decltype(fill)> halved(height, width, first, 1, fill);
+      const auto between = [&](int64_t y, float* row) {
+        halved.compute(y, 1, [=](int64_t pixel, int64_t column, Floats sum) {
+          store(row + pixel * first.outputs + column, sum);
+        });
+      };
+      write(HalvedRows<decltype(between)>(half_height, half_width, last, rows_at_once, between));
+    };
+    strides[1] == 1 && strides[3] == first.inputs ? apply(pixels) : apply(input);
+  }
+}
+
 }  // namespace
 
 extern "C" {
+
+void halve_float32(const float* x, const int64_t* strides, float* out, const Halving* convs, int64_t count,
+                   int64_t images, int64_t height, int64_t width) {
+  halve(x, strides, out, convs, count, images, height, width);
+}
 
 void block_float32(float* x, float* local, float* query_key, float* value, const Block* weights, int64_t images,
                    int64_t height, int64_t width, int64_t channels, int64_t tanh) {

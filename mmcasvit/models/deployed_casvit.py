@@ -107,8 +107,18 @@ def _add_mlp(
 
 
 @torch.compiler.assume_constant_result
-def _has_native_blocks() -> bool:
+def _has_native_layers() -> bool:
     return native.is_available()
+
+
+def _may_be_native(x: Tensor, layers: nn.Module) -> bool:
+    """Return whether C++ may compute layers: on a CPU, if nobody needs what lies between."""
+    return (
+        _may_be_overwritten(x)
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in layers.modules() if part is not layers)
+        and (torch.compiler.is_compiling() or (type(x) is Tensor and _get_current_dispatch_mode() is None))
+        and _has_native_layers()
+    )
 
 
 def _native_block(x: Tensor, weights: Sequence[Any], shape: Sequence[int], approximate: str) -> None:
@@ -163,9 +173,23 @@ def _(x, weights, approximate):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
+@torch.library.custom_op('mmcasvit::halve', mutates_args=())
+def _halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool) -> Tensor:
+    """Return the output of convolutions with stride 2, as :func:`native.halve` computes it."""
+    return native.halve(x, weights, biases, relu)
+
+
+@_halve.register_fake
+def _(x, weights, biases, relu):
+    height, width = x.shape[2:]
+    for _ in weights:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return x.new_empty((len(x), height, width, len(biases[-1]))).permute(0, 3, 1, 2)
+
+
 def _by_input(conv: nn.Conv2d) -> Tensor:
-    """Return the weight ``(C_out, C_in, ...)`` of a convolution as ``(C_in * ..., C_out)``."""
-    return conv.weight.flatten(1).t().contiguous()
+    """Return the weight ``(C_out, C_in / groups, ...)`` of a convolution as ``(... * C_in / groups, C_out)``."""
+    return conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
 class Pointwise(nn.Conv2d):
@@ -313,15 +337,12 @@ class DeployedStage(nn.Sequential):
         return cls(*layers)
 
     def is_native(self, x: Tensor) -> bool:
-        """Return whether C++ computes the stage: on a CPU, in fp32 or bf16, if nobody needs what lies between."""
+        """Return whether C++ computes the stage, in fp32 or bf16."""
         return (
-            _may_be_overwritten(x)
-            and x.dtype in native.DTYPES
+            x.dtype in native.DTYPES
             and x.shape[1] >= native.LANES
             and all(block.has_gelu for block in self)
-            and not any(part._forward_hooks or part._forward_pre_hooks for block in self for part in block.modules())
-            and (torch.compiler.is_compiling() or (type(x) is Tensor and _get_current_dispatch_mode() is None))
-            and _has_native_blocks()
+            and _may_be_native(x, self)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -333,6 +354,31 @@ class DeployedStage(nn.Sequential):
             _overwrite_stage(x, weights, approximate)
             return x
         return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+class DeployedDownsample(nn.Sequential):
+    """3x3 convolutions with stride 2: one before a stage, or the two of the stem, each with ReLU after it.
+
+    Shape: ``(N, C_in, H, W)`` to ``(N, C_out, H / 2, W / 2)``, or by 4 in the stem.
+    """
+
+    def is_native(self, x: Tensor) -> bool:
+        """Return whether C++ computes the layers, in fp32."""
+        return (
+            x.dtype == torch.float32
+            and all(type(layer) is nn.ReLU for layer in list(self)[1::2])  # not a norm that could not be folded
+            and all(conv.out_channels >= native.LANES for conv in list(self)[::2])
+            and x.shape[1:2] == (self[0].in_channels,)
+            and x.dim() == 4
+            and x.numel() > 0
+            and _may_be_native(x, self)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_native(x):
+            convs, compute = list(self)[::2], _halve if torch.compiler.is_compiling() else native.halve
+            return compute(x, [_by_input(conv) for conv in convs], [conv.bias for conv in convs], len(self) > 1)
+        return super().forward(x)
 
 
 class Affine(nn.Module):
@@ -425,11 +471,10 @@ class DeployedCASViT(nn.Module):
         self.out_indices = backbone.out_indices
         self.out_channels = backbone.out_channels
         self.out_strides = backbone.out_strides
-        stem, *downsamples = map(
-            fold_sequence,
-            (backbone.patch_embed, *(nn.Sequential(layer.proj, layer.norm) for layer in backbone.network[1::2])),
+        downsamples = [nn.Sequential(layer.proj, layer.norm) for layer in backbone.network[1::2]]
+        self.downsamples = nn.ModuleList(
+            DeployedDownsample(*fold_sequence(layers)) for layers in (backbone.patch_embed, *downsamples)
         )
-        self.downsamples = nn.ModuleList([stem, *downsamples])
         self.stages = nn.ModuleList(map(_deployed_stage, backbone.network[::2]))
         self.output_norms = nn.ModuleList()
         for stage in range(len(self.stages)):
@@ -440,10 +485,11 @@ class DeployedCASViT(nn.Module):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def arrange(self) -> None:
-        """Store the weights of 1x1 convolutions in the order that the blocks in C++ read. The others read any order."""
+        """Store the weights of dense convolutions in the order that C++ reads. PyTorch reads any order."""
         for part in self.modules():
-            if isinstance(part, Pointwise):
-                part.weight.data = _by_input(part).t().unflatten(1, part.weight.shape[1:])
+            if isinstance(part, Pointwise) or (isinstance(part, nn.Conv2d) and part.stride == (2, 2)):
+                kernel, inputs = part.kernel_size, part.in_channels
+                part.weight.data = _by_input(part).unflatten(0, (*kernel, inputs)).permute(3, 2, 0, 1)
 
     def train(self, mode: bool = True) -> 'DeployedCASViT':
         """Refuse training mode, because norms that are folded away cannot be learned.

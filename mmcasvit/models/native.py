@@ -1,7 +1,7 @@
-"""A block of the deploy form in C++, compiled when the first one runs on a CPU.
+"""The layers of the deploy form in C++, compiled when the first one runs on a CPU.
 
-``block.cpp`` says what it computes and why that is faster. It needs a C++ compiler that has the vector types of GCC and
-Clang. Without one, the deploy form runs in PyTorch's operators.
+``block.cpp`` says what they compute, and why that is faster. It needs a C++ compiler that has the vector types of GCC
+and Clang. Without one, the deploy form runs in PyTorch's operators.
 """
 
 import ctypes
@@ -34,6 +34,10 @@ class _Mixer(ctypes.Structure):
 
 class _Block(ctypes.Structure):
     _fields_ = [(f'weight{i}', _POINTER) for i in range(WEIGHTS)]
+
+
+class _Halving(ctypes.Structure):
+    _fields_ = [('weight', _POINTER), ('bias', _POINTER), *((name, _INTEGER) for name in ('inputs', 'outputs', 'relu'))]
 
 
 def _cache_folder() -> Path:
@@ -71,6 +75,7 @@ def library() -> ctypes.CDLL:
         subprocess.CalledProcessError: The compiler fails.
     """
     library = ctypes.CDLL(str(_compiled()))
+    library.halve_float32.argtypes = [_POINTER] * 4 + [_INTEGER] * 4
     library.block_float32.argtypes = [_POINTER] * 5 + [_INTEGER] * 5
     library.depthwise_gelu_bfloat16.argtypes = [_POINTER] * 4 + [_INTEGER] * 5
     library.mix_bfloat16.argtypes = [_POINTER] * 4 + [_INTEGER] * 4
@@ -85,7 +90,7 @@ def is_available() -> bool:
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home folder
         reason = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()[0]
         print_log(
-            f'the deploy form runs without its blocks in C++, about half as fast, since they do not compile: {reason}',
+            f'the deploy form runs without its layers in C++, about half as fast, since they do not compile: {reason}',
             logger='current',
             level=logging.WARNING,
         )
@@ -94,6 +99,32 @@ def is_available() -> bool:
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool) -> Tensor:
+    """Return the output of one or two 3x3 convolutions with stride 2, in fp32 and channels_last format.
+
+    Args:
+        x: ``(N, C_in, H, W)``, in any memory format.
+        weights: ``(9 * C_in, C_out)`` of each convolution, where the channels of a pixel stand together.
+        biases: ``(C_out)`` of each convolution.
+        relu: Whether ReLU follows each convolution.
+    """
+    (images, inputs, height, width), convs = x.shape, []
+    for weight, bias in zip(weights, biases):
+        convs.append(_Halving(*_pointers(weight, bias), len(weight) // 9, len(bias), relu))
+        inputs, height, width = len(bias), (height + 1) // 2, (width + 1) // 2
+    result = x.new_empty((images, height, width, inputs)).permute(0, 3, 1, 2)
+    library().halve_float32(
+        x.data_ptr(),
+        (_INTEGER * 4)(*x.stride()),
+        result.data_ptr(),
+        (_Halving * len(convs))(*convs),
+        len(convs),
+        images,
+        *x.shape[2:],
+    )
+    return result
 
 
 def block(

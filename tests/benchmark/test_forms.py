@@ -2,8 +2,11 @@ import importlib.util
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.repository import ROOT, write_tiny_config
+from torch.utils.flop_counter import FlopCounterMode
 
+from mmcasvit import CASViT
 from mmcasvit.benchmark.forms import FORMS, parse_form
 from mmcasvit.benchmark.peers import check_library
 from mmcasvit.benchmark.preparation import prepare
@@ -15,6 +18,7 @@ def test_forms_are_checked(monkeypatch):
     for form, words in [
         ('folded', "unknown form 'folded'. Valid: eager"),
         ('openvino+eager', 'nothing can follow'),
+        ('products+eager', 'nothing can follow'),
         ('compiled+openvino', 'compiles by itself'),
     ]:
         with pytest.raises(UsageError, match=words):
@@ -77,3 +81,27 @@ def test_int8_is_not_for_every_form():
     ]:
         with pytest.raises(NotApplicable, match=words):
             prepare(variant)
+
+
+def test_products_are_those_of_the_dense_convolutions():
+    model, images = CASViT(), torch.zeros(1, 3, 64, 96)
+    dense = 0
+
+    def add(conv, inputs, output):
+        nonlocal dense
+        dense += output.numel() * conv.weight[0].numel() * (conv.groups == 1)
+
+    for part in model.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.register_forward_hook(add)
+    model.eval()(images)
+    prepared = prepare(Variant('xs', form='products', size=(64, 96)))
+    assert prepared.deviation is None
+    with FlopCounterMode(display=False) as counter:
+        prepared.run()
+    assert counter.get_total_flops() == 2 * dense
+
+
+def test_products_are_not_for_training():
+    with pytest.raises(NotApplicable, match='products are measured only for the inference of backbones'):
+        prepare(Variant('xs', form='products', mode='train', size=(64, 96)))

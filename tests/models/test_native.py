@@ -12,7 +12,7 @@ from mmcasvit import CASViT, deploy
 from mmcasvit.models import native
 
 # Multiples of the number of lanes, and numbers in between.
-WIDE = dict(depths=(1, 2, 1, 1), channels=(16, 20, 33, 64))
+WIDE = dict(depths=(1, 2, 1, 1), channels=(36, 20, 33, 64))
 # Of four stages, those that torch.compile leaves to C++. PyTorch 2.7 takes it for an export.
 COMPILED_STAGES = 0 if torch.__version__.startswith('2.7.') else 4
 needs_compiler = pytest.mark.skipif(not native.is_available(), reason='there is no C++ compiler')
@@ -39,9 +39,19 @@ def again():
 @pytest.fixture
 def used(monkeypatch):
     """Return a list that grows with each block that C++ computes."""
-    blocks, compute = [], native.block
-    monkeypatch.setattr(native, 'block', lambda *args: blocks.append(1) or compute(*args))
-    return blocks
+    return counted(monkeypatch, 'block')
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """Return a list that grows with each downsampling that C++ computes."""
+    return counted(monkeypatch, 'halve')
+
+
+def counted(monkeypatch, name):
+    calls, compute = [], getattr(native, name)
+    monkeypatch.setattr(native, name, lambda *args: calls.append(1) or compute(*args))
+    return calls
 
 
 def backbone(arch=WIDE, **kwargs):
@@ -57,10 +67,10 @@ def compiled(model, graphs=None):
     return torch.compile(deploy(model), backend=keep, fullgraph=True)
 
 
-def stages(graphs):
-    """Return how many stages of one graph are an operator in C++."""
+def stages(graphs, operator='stage'):
+    """Return how many stages of one graph, or other layers, are an operator in C++."""
     (graph,) = graphs
-    return sum('mmcasvit.stage' in str(node.target) for node in graph.graph.nodes)
+    return sum(f'mmcasvit.{operator}' in str(node.target) for node in graph.graph.nodes)
 
 
 @needs_compiler
@@ -70,16 +80,45 @@ def test_the_outputs_are_those_of_the_model(shape, approximate):
     model, x, graphs = backbone(act_cfg=dict(type='GELU', approximate=approximate)), image(1, shape), []
     for found, wanted in zip(compiled(model, graphs)(x.float()), model.double()(x)):
         assert_close(found.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
-    assert stages(graphs) == COMPILED_STAGES
+    assert stages(graphs) == stages(graphs, 'halve') == COMPILED_STAGES
 
 
 @needs_compiler
 @pytest.mark.parametrize('shape', [(1, 3, 64, 96), (2, 3, 77, 131)], ids=str)
-def test_the_eager_deploy_form_uses_them(shape, used):
+def test_the_eager_deploy_form_uses_them(shape, used, halved):
     model, x = backbone(), image(1, shape)
     for found, wanted in zip(deploy(model)(x.float()), model.double()(x)):
         assert_close(found.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
-    assert len(used) == sum(WIDE['depths'])
+    assert (len(used), len(halved)) == (sum(WIDE['depths']), 4)
+
+
+@needs_compiler
+@pytest.mark.parametrize('shape', [(1, 3, 1, 1), (2, 3, 2, 5), (1, 3, 77, 131), (3, 3, 34, 620)], ids=str)
+@pytest.mark.parametrize(
+    'arrange',
+    [lambda x: x.contiguous(memory_format=torch.channels_last), lambda x: x.mT.contiguous().mT],
+    ids=['channels_last', 'transposed'],
+)
+def test_downsampling_reads_any_memory_format(shape, arrange, halved):
+    model, x = deploy(backbone()), image(2, shape).float()
+    for layers in model.downsamples:
+        wanted = torch.nn.Sequential(*layers).double()(x.double())
+        layers.float()
+        assert_close(layers(arrange(x)).double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
+        x = layers(x)
+    assert len(halved) == 8
+
+
+@needs_compiler
+def test_downsampling_that_it_cannot_compute_is_left_to_pytorch(halved):
+    (stem, *_), x = deploy(backbone('xs')).downsamples, image(3, (1, 3, 32, 32)).float()
+    assert stem(x[0]).shape == (48, 8, 8)
+    with pytest.raises(RuntimeError, match='to have 3 channels, but got 4'):
+        stem(torch.zeros(1, 4, 32, 32))
+    assert not halved
+    unfolded = deploy(backbone('xs', norm_cfg=dict(type='GN', num_groups=4)))
+    unfolded(x)
+    assert not halved
 
 
 @needs_compiler
@@ -137,7 +176,7 @@ def test_bf16_is_as_accurate_as_in_the_model(approximate):
 @needs_compiler
 @pytest.mark.parametrize('value', [1e4, -1e4])
 def test_large_activations_are_as_accurate_as_in_the_model(value):
-    model, x = backbone(), torch.full((1, 3, 32, 32), value)
+    model, x = backbone(dict(WIDE, channels=(16, 20, 33, 64))), torch.full((1, 3, 32, 32), value)
     found, eager, wanted = deploy(model)(x), model(x), model.double()(x.double())
     for a, b, c in zip(found, eager, wanted):
         assert (a - c).norm() <= 5 * (b - c).norm() + 1e-6 * c.norm()  # the gates enlarge every difference
@@ -174,6 +213,15 @@ def test_the_operator_follows_the_rules_of_the_compiler(dtype):
     x = image(5, (2, 20, 7, 9)).to(dtype)
     weights = [weight for block in stage for weight in block.weights()]
     torch.library.opcheck(torch.ops.mmcasvit.stage.default, (x, weights, 'none'))
+
+
+@needs_compiler
+@pytest.mark.parametrize('outputs', [(20,), (18, 36)], ids=str)
+def test_the_operator_for_downsampling_does_so_too(outputs):
+    x, inputs = image(6, (2, 3, 7, 10)).float(), (3, *outputs)
+    weights = [torch.rand(9 * count, following) for count, following in zip(inputs, outputs)]
+    biases = [torch.rand(count) for count in outputs]
+    torch.library.opcheck(torch.ops.mmcasvit.halve.default, (x, weights, biases, True))
 
 
 def test_without_a_compiler_it_says_so_and_the_outputs_are_the_same(again, monkeypatch, tmp_path):
