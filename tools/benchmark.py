@@ -218,6 +218,7 @@ def parse_args():
     command.add_argument('--images', nargs='+', required=True, metavar='FOLDER', help='images, or folders of them')
     command.add_argument('--limit', type=at_least_one, default=20, metavar='N', help='images (default: %(default)s)')
     command.add_argument('--exported', metavar='FILE', help='file of tools/export.py that takes the place of PyTorch')
+    command.add_argument('--deploy', action='store_true', help='predict with the deploy form of the model')
     command.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn box (default: 0.3)')
     command.add_argument('--device', default='cpu', choices=DEVICES)
     command.add_argument('--threads', type=at_least_one, default=torch.get_num_threads())
@@ -415,6 +416,8 @@ def pipeline(args):
         raise UsageError(f'pipeline: {args.config} must be a config of mmdet or mmseg.')
     if args.exported and args.device != 'cpu':
         raise UsageError('--exported runs on the CPU: leave out --device.')
+    if args.exported and args.deploy:
+        raise UsageError('--exported takes the place of the model: leave out --deploy.')
     check_options(cfg, args.device, score_thr=args.score_thr, config=args.config)
     sources = [source for source in find_sources(args.images) if not source.is_video][: args.limit]
     paths = [str(source.path) for source in sources]
@@ -424,6 +427,7 @@ def pipeline(args):
         paths,
         args.checkpoint,
         args.exported,
+        args.deploy,
         args.device,
         args.threads,
         args.readers,
@@ -437,6 +441,7 @@ def pipeline(args):
     write_files(args, table, machine=here, images=paths, parts=found.parts)
     weights = Path(args.checkpoint).name if args.checkpoint else 'random weights'
     model = f'{Path(args.exported).name} ({weights})' if args.exported and args.checkpoint else args.exported or weights
+    model += ', deploy form' * args.deploy
     return (
         f'{Path(args.config).name}, {model}: {count_of(len(paths), "image")}, {count_of(args.rounds, "round")}, '
         f'{count_of(args.threads, "thread")}, {"processor" if args.cpu_time else "wall"} time, on {here}.\n\n'

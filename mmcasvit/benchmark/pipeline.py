@@ -16,7 +16,9 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmcasvit.apis.inference import get_inferencer
+from mmcasvit.apis.preflight import check_deployable
 from mmcasvit.export.formats import load_exported
+from mmcasvit.models.deploy import deploy
 from mmcasvit.predict import images
 from mmcasvit.predict.outputs import plan_outputs
 from mmcasvit.predict.predictor import Predictor, Prepared, get_exported_inferencer
@@ -62,6 +64,7 @@ def measure_pipeline(
     paths: Sequence[str],
     checkpoint: str | None = None,
     exported: str | None = None,
+    deployed: bool = False,
     device: str = 'cpu',
     threads: int = 1,
     readers: int = images.READERS,
@@ -78,6 +81,7 @@ def measure_pipeline(
         paths: Image files.
         checkpoint: Weights. Without them, those that were not exported are random.
         exported: File of ``tools/export.py`` that computes in the place of PyTorch.
+        deployed: Predict with the deploy form, see :func:`mmcasvit.deploy`.
         device: ``'cpu'`` or ``'cuda'``.
         threads: Number of threads of PyTorch, OpenCV and the runtime.
         readers: Number of threads that read ahead in the overlapped rounds.
@@ -96,6 +100,9 @@ def measure_pipeline(
     else:
         run: Any = watch.wrap(load_exported(exported, threads), RUNTIME)  # it keeps the attributes of the file
         inferencer = get_exported_inferencer(cfg, run, checkpoint, trust)
+    if deployed:
+        check_deployable(inferencer.model)
+        inferencer.model = deploy(inferencer.model)
     predictor = _Predictor(inferencer, cfg.default_scope, score_thr, watch)
     _watch_model(inferencer.model, watch, BACKBONE if exported is None else RUNTIME)
     with _settled(watch, threads), tempfile.TemporaryDirectory() as folder:

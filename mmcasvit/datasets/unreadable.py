@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import uuid
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class SkippedFiles:
 
     def __init__(self):
         self._list = Path(tempfile.gettempdir(), f'mmcasvit-skipped-{uuid.uuid4().hex}')
-        self._owner = os.getpid()
+        weakref.finalize(self, _remove, self._list, os.getpid())
 
     def add(self, file: str, reason: str) -> int | None:
         """Record a file. Return the number of files recorded so far, or ``None`` if this one was recorded before."""
@@ -60,9 +61,10 @@ class SkippedFiles:
     def __deepcopy__(self, memo: dict) -> 'SkippedFiles':
         return self  # a copied dataset adds to the same record
 
-    def __del__(self):
-        if os.getpid() == self._owner:  # a worker may end before the training
-            self._list.unlink(missing_ok=True)
+
+def _remove(file: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a worker may end before the training
+        file.unlink(missing_ok=True)
 
 
 @TRANSFORMS.register_module()

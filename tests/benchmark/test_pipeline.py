@@ -9,9 +9,11 @@ import torch
 from helpers.tiny_models import export, tiny
 from mmengine.config import Config
 
+from mmcasvit import deploy
 from mmcasvit.benchmark.pipeline import ORDER, OTHER, measure_pipeline, pipeline_in_words
 from mmcasvit.benchmark.steps import step_table
 from mmcasvit.datasets.shapes import draw_scene
+from mmcasvit.models.deployed_casvit import DeployedCASViT
 
 FIRST = {'decoding', 'rest of the test pipeline', 'normalizing'}
 LAST = {'writing JSON or PNG', 'drawing', 'writing the drawing', 'other'}
@@ -57,6 +59,16 @@ def test_the_parts_are_those_of_the_model_and_add_up(twin, parts, photos, tmp_pa
     assert 'images/s' in text
     assert 'A drawing by matplotlib takes' in text
     assert ('Detections of an image' in text) == (twin != 'semantic_fpn')
+
+
+def test_the_deploy_form_has_the_same_parts(photos, monkeypatch):
+    deployed = []
+    monkeypatch.setattr(
+        'mmcasvit.benchmark.pipeline.deploy', lambda model: deployed.append(deploy(model)) or deployed[0]
+    )
+    found = measured('retinanet', photos, deployed=True)
+    assert set().union(*found.parts) == FIRST | NETWORK | {'resizing', 'NMS'} | LAST
+    assert isinstance(deployed[0].backbone, DeployedCASViT)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -253,7 +255,7 @@ def test_annotations_are_checked_once_as_soon_as_the_size_is_known(monkeypatch):
     assert sizes == [(64, 96)]
 
 
-def test_the_record_is_shared_by_copies_and_removed_with_its_owner(monkeypatch):
+def test_the_record_is_shared_by_copies_and_removed_with_its_owner():
     record = SkippedFiles()
     assert record.read() == {}
     assert [record.add(name, f'{name}  why\n') for name in 'aba'] == [1, 2, None]
@@ -261,12 +263,20 @@ def test_the_record_is_shared_by_copies_and_removed_with_its_owner(monkeypatch):
     assert copied.read() == dict(a='a why', b='b why')
     file = record._list
     assert file.stat().st_mode & 0o777 == 0o600
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'getpid', lambda: 0)  # a worker that ends
-        record.__del__()
+    worker = os.fork()
+    if worker == 0:
+        del copied, record
+        os._exit(0)
+    assert os.waitpid(worker, 0)[1] == 0
     assert file.exists()
     del copied, record
     assert not file.exists()
+
+
+def test_the_record_is_removed_at_the_end_although_something_still_refers_to_it(tmp_path):
+    code = 'import mmcasvit.datasets.unreadable as m; m.kept = m.SkippedFiles(); assert m.kept.add("a", "why")'
+    subprocess.run([sys.executable, '-c', code], check=True, env=dict(os.environ, TMPDIR=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_leaves_no_file_open():

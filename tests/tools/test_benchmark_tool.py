@@ -75,6 +75,10 @@ def test_scaling_fits_exponents(run, tmp_path):
         (['compare', 'xs', '--forms', 'folded'], "unknown form 'folded'"),
         (['compare', 'none.py'], 'config not found'),
         (['pipeline', 'none.py', '--images', '.'], 'config not found'),
+        (
+            ['pipeline', 'semantic-fpn_casvit-xs_300i_shapes', '--images', '.', '--deploy', '--exported', 'a.onnx'],
+            'leave out --deploy',
+        ),
         (['pipeline', 'casvit-xs_8xb128-300e_in1k-224', '--images', '.'], 'must be a config of mmdet or mmseg'),
         (['pipeline', 'semantic-fpn_casvit-xs_300i_shapes', '--images', 'none'], 'image or folder not found'),
         (['compare', 'xs', '--baseline', 'form=deploy'], 'no such variant'),
