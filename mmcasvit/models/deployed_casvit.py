@@ -303,7 +303,7 @@ class DeployedBlock(nn.Module):
         return x
 
     def weights(self) -> list[Tensor | None]:
-        """Return the weights in the order of the struct ``Block`` of ``block.cpp``.
+        """Return the weights in the order of the struct ``Block`` of ``native.cpp``.
 
         Those of 1x1 convolutions are ``(C_in, C_out)``, those of depthwise ones ``(9, C)``.
         """

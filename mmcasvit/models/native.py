@@ -1,6 +1,6 @@
 """The layers of the deploy form in C++, compiled when the first one runs on a CPU.
 
-``block.cpp`` says what they compute, and why that is faster. It needs a C++ compiler that has the vector types of GCC
+``native.cpp`` says what they compute, and why that is faster. It needs a C++ compiler that has the vector types of GCC
 and Clang. Without one, the deploy form runs in PyTorch's operators.
 """
 
@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.cpp_extension import get_cxx_compiler
 
-SOURCE = Path(__file__).with_name('block.cpp')
+SOURCE = Path(__file__).with_suffix('.cpp')
 FLAGS = ['-O3', '-march=native', '-ffp-contract=fast', '-fopenmp', '-shared', '-fPIC', '-std=c++17']
 # Channels that are computed together, at most. A narrower map needs another form.
 LANES = 16
@@ -54,10 +54,10 @@ def _processor() -> str:
 
 
 def _compiled() -> Path:
-    """Compile ``block.cpp`` unless that was done before, and return the file."""
+    """Compile ``native.cpp`` unless that was done before, and return the file."""
     command = [get_cxx_compiler(), *FLAGS]
     key = hashlib.sha256(repr((SOURCE.read_bytes(), command, _processor())).encode()).hexdigest()[:16]
-    file = _cache_folder() / f'block-{key}.so'
+    file = _cache_folder() / f'native-{key}.so'
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f'.{os.getpid()}')  # several processes may compile at once
@@ -135,7 +135,7 @@ def block(
     Args:
         x: Pixels ``(N * H * W, C)``.
         buffers: Pixels ``(N * H * W, C)``, ``(N * H * W, 2C)`` and ``(N * H * W, C)``, whose values are of no use.
-        weights: Those of the struct ``Block`` of ``block.cpp``.
+        weights: Those of the struct ``Block`` of ``native.cpp``.
         shape: N, H, W and C.
         tanh: Whether GELU is its tanh approximation.
     """
@@ -162,7 +162,7 @@ def add_mixed(x: Tensor, query_key: Tensor, value: Tensor, weights: Sequence[Ten
 
     Args:
         x: Pixels ``(N * H * W, C)``, in bf16, as query and key ``(N * H * W, 2C)`` and the value ``(N * H * W, C)``.
-        weights: Those of the struct ``Mixer`` of ``block.cpp``, in fp32.
+        weights: Those of the struct ``Mixer`` of ``native.cpp``, in fp32.
         shape: N, H, W and C.
     """
     library().mix_bfloat16(*_pointers(x, query_key, value), ctypes.byref(_Mixer(*_pointers(*weights))), *shape)

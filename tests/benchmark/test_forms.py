@@ -47,7 +47,7 @@ def test_an_exported_form_agrees_with_the_eager_model(form, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'base', ['realtime/rtmdet_casvit-xs_6e_shapes.py', 'segmentation/semantic-fpn_casvit-xs_300i_shapes.py']
+    'base', ['realtime/rtmdet_casvit-xs_24e_shapes.py', 'segmentation/semantic-fpn_casvit-xs_300i_shapes.py']
 )
 def test_an_exported_whole_model_agrees_with_the_eager_model(base, tmp_path):
     for package in FORMS['onnxruntime'].packages:

@@ -284,7 +284,7 @@ def test_the_curves_are_in_tensorboard_and_in_the_report_also_after_a_resume(tmp
         'upernet_casvit-xs_8xb2-160k_ade20k-512x512',
         'semantic-fpn_casvit-xs_300i_shapes',
         'rtmdet_casvit-xs_8xb32-300e_coco-320',
-        'ssdlite_casvit-xs_6e_shapes',
+        'ssdlite_casvit-xs_24e_shapes',
         'casvit-xs_8xb128-300e_in1k-224',
     ],
 )

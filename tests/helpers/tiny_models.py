@@ -22,9 +22,9 @@ TWINS = dict(
     mask_rcnn='mask-rcnn_casvit-xs_fpn_6e_shapes',
     semantic_fpn='semantic-fpn_casvit-xs_300i_shapes',
     upernet='upernet_casvit-xs_600i_shapes',
-    rtmdet='rtmdet_casvit-xs_6e_shapes',
-    rtmdet_ins='rtmdet-ins_casvit-xs_6e_shapes',
-    ssdlite='ssdlite_casvit-xs_6e_shapes',
+    rtmdet='rtmdet_casvit-xs_24e_shapes',
+    rtmdet_ins='rtmdet-ins_casvit-xs_24e_shapes',
+    ssdlite='ssdlite_casvit-xs_24e_shapes',
     segformer='segformer_casvit-xs_300i_shapes',
 )
 

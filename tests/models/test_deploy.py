@@ -275,8 +275,8 @@ CONFIGS = [
     'mask-rcnn_casvit-xs_fpn_1x_coco',
     'semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512',
     'upernet_casvit-xs_8xb2-160k_ade20k-512x512',
-    'rtmdet_casvit-xs_6e_shapes',
-    'ssdlite_casvit-xs_6e_shapes',
+    'rtmdet_casvit-xs_24e_shapes',
+    'ssdlite_casvit-xs_24e_shapes',
 ]
 
 

@@ -15,7 +15,7 @@ from helpers.repository import REAL_DATA, ROOT, write_tiny_config
 DET = ROOT / 'configs/detection'
 SEG = ROOT / 'configs/segmentation'
 MASK_RCNN = DET / 'mask-rcnn_casvit-xs_fpn_6e_shapes.py'
-RTMDET = ROOT / 'configs/realtime/rtmdet_casvit-xs_6e_shapes.py'
+RTMDET = ROOT / 'configs/realtime/rtmdet_casvit-xs_24e_shapes.py'
 SEMANTIC_FPN = SEG / 'semantic-fpn_casvit-xs_300i_shapes.py'
 SMALL_RUN = [
     'train_dataloader.batch_size=2',

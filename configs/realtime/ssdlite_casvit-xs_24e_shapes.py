@@ -17,7 +17,13 @@ model = dict(
     ),
 )
 
-globals().update(_base_.shapes)  # the data, the schedule and the hooks
+globals().update(_base_.shapes)  # the data and the hooks
+max_epochs = 24
+train_cfg = dict(_base_.shapes.train_cfg, max_epochs=max_epochs, val_interval=6)
+param_scheduler = [
+    _base_.shapes.param_scheduler[0],
+    dict(_base_.shapes.param_scheduler[1], end=max_epochs, T_max=max_epochs),
+]
 train_dataloader = dict(
     _base_.shapes.train_dataloader,
     num_workers=2,
