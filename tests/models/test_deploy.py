@@ -11,7 +11,7 @@ import torch
 from helpers import tiny_backbone
 from helpers.reference import fill, image
 from helpers.tiny_backbone import TINY
-from helpers.tiny_models import tiny_config
+from helpers.tiny_models import tiny, tiny_config
 from mmcv.cnn import ConvModule
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
@@ -428,3 +428,14 @@ def test_a_model_without_casvit_cannot_be_deployed_by_the_tools():
         check_deployable(nn.Conv2d(1, 1, 1))
     with pytest.raises(ValueError, match='no CASViT in this Conv2d'):
         deploy(nn.Conv2d(1, 1, 1))
+
+
+@pytest.mark.parametrize('name', ['semantic_fpn', 'upernet', 'segformer'])
+def test_logits_are_contiguous_since_scaling_them_is_slow_otherwise(name):
+    model = tiny(name)
+    maps = model.extract_feat(image(1, (1, 3, 64, 96)).float())
+    wanted = model.decode_head(maps)
+    deployed = deploy(model)
+    found = deployed.decode_head([x.contiguous(memory_format=torch.channels_last) for x in maps])
+    assert found.is_contiguous()
+    assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
