@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import cv2
 import pytest
 import torch
-from helpers import tiny_backbone
+from helpers import tiny_backbone, tiny_models
 from helpers.reference import fill, image
 from helpers.tiny_backbone import TINY
-from helpers.tiny_models import tiny, tiny_config
+from helpers.tiny_models import tiny_config
 from mmcv.cnn import ConvModule
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
@@ -432,7 +432,7 @@ def test_a_model_without_casvit_cannot_be_deployed_by_the_tools():
 
 @pytest.mark.parametrize('name', ['semantic_fpn', 'upernet', 'segformer'])
 def test_logits_are_contiguous_since_scaling_them_is_slow_otherwise(name):
-    model = tiny(name)
+    model = tiny_models.tiny(name)
     maps = model.extract_feat(image(1, (1, 3, 64, 96)).float())
     wanted = model.decode_head(maps)
     deployed = deploy(model)
