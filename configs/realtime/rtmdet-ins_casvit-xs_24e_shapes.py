@@ -1,18 +1,12 @@
 # The augmentation of RTMDet-Ins, EMA and the switch of the pipeline stay. Every size is that of the synthetic scenes.
-_base_ = ['rtmdet-ins_casvit-xs_8xb32-300e_coco-640.py', '../detection/_base_/shapes.py']
+_base_ = ['rtmdet-ins_casvit-xs_8xb32-300e_coco-640.py', '_base_/shapes.py']
 
 norm_cfg = dict(type='BN')
 model = dict(
     backbone=dict(norm_cfg=norm_cfg), neck=dict(norm_cfg=norm_cfg), bbox_head=dict(num_classes=6, norm_cfg=norm_cfg)
 )
 
-globals().update(_base_.shapes)  # the data and the hooks
-max_epochs = 24
-train_cfg = dict(_base_.shapes.train_cfg, max_epochs=max_epochs, val_interval=6)
-param_scheduler = [
-    _base_.shapes.param_scheduler[0],
-    dict(_base_.shapes.param_scheduler[1], end=max_epochs, T_max=max_epochs),
-]
+globals().update(_base_.shapes)  # the data, the schedule and the hooks
 sizes = {640: (192, 128), 1280: (384, 256)}  # (width, height)
 train_pipeline, train_pipeline_stage2 = (
     [
@@ -33,6 +27,6 @@ val_dataloader = dict(_base_.shapes.val_dataloader, num_workers=2)
 test_dataloader = val_dataloader
 custom_hooks = [
     *_base_.custom_hooks[:-1],
-    dict(_base_.custom_hooks[-1], switch_epoch=max_epochs - 6, switch_pipeline=train_pipeline_stage2),
+    dict(_base_.custom_hooks[-1], switch_epoch=_base_.shapes_epochs - 6, switch_pipeline=train_pipeline_stage2),
     dict(type='mmcasvit.ChannelsLastHook'),
 ]

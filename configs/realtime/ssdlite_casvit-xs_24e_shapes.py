@@ -1,6 +1,6 @@
 # Plain scenes at their own size, without SSD's augmentation: its crops and its enlarged canvas slow learning down. Four
 # maps suffice for 128x192 pixels.
-_base_ = ['ssdlite_casvit-xs_8xb24-600e_coco-320.py', '../detection/_base_/shapes.py']
+_base_ = ['ssdlite_casvit-xs_8xb24-600e_coco-320.py', '_base_/shapes.py']
 
 channels = (112, 220, 128, 64)
 model = dict(
@@ -17,13 +17,7 @@ model = dict(
     ),
 )
 
-globals().update(_base_.shapes)  # the data and the hooks
-max_epochs = 24
-train_cfg = dict(_base_.shapes.train_cfg, max_epochs=max_epochs, val_interval=6)
-param_scheduler = [
-    _base_.shapes.param_scheduler[0],
-    dict(_base_.shapes.param_scheduler[1], end=max_epochs, T_max=max_epochs),
-]
+globals().update(_base_.shapes)  # the data, the schedule and the hooks
 train_dataloader = dict(
     _base_.shapes.train_dataloader,
     num_workers=2,

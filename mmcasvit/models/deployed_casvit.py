@@ -181,10 +181,7 @@ def _halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu:
 
 @_halve.register_fake
 def _(x, weights, biases, relu):
-    height, width = x.shape[2:]
-    for _ in weights:
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return x.new_empty((len(x), height, width, len(biases[-1]))).permute(0, 3, 1, 2)
+    return native.empty_halved(x, biases)
 
 
 def _by_input(conv: nn.Conv2d) -> Tensor:

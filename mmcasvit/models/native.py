@@ -101,6 +101,14 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
+def empty_halved(x: Tensor, biases: Sequence[Tensor]) -> Tensor:
+    """Return a map for the output of :func:`halve`, whose values are of no use."""
+    height, width = x.shape[2:]
+    for _ in biases:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return x.new_empty((len(x), height, width, len(biases[-1]))).permute(0, 3, 1, 2)
+
+
 def halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool) -> Tensor:
     """Return the output of one or two 3x3 convolutions with stride 2, in fp32 and channels_last format.
 
@@ -110,18 +118,17 @@ def halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: 
         biases: ``(C_out)`` of each convolution.
         relu: Whether ReLU follows each convolution.
     """
-    (images, inputs, height, width), convs = x.shape, []
-    for weight, bias in zip(weights, biases):
-        convs.append(_Halving(*_pointers(weight, bias), len(weight) // 9, len(bias), relu))
-        inputs, height, width = len(bias), (height + 1) // 2, (width + 1) // 2
-    result = x.new_empty((images, height, width, inputs)).permute(0, 3, 1, 2)
+    convs = [
+        _Halving(*_pointers(weight, bias), len(weight) // 9, len(bias), relu) for weight, bias in zip(weights, biases)
+    ]
+    result = empty_halved(x, biases)
     library().halve_float32(
         x.data_ptr(),
         (_INTEGER * 4)(*x.stride()),
         result.data_ptr(),
         (_Halving * len(convs))(*convs),
         len(convs),
-        images,
+        len(x),
         *x.shape[2:],
     )
     return result
