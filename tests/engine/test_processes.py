@@ -1,6 +1,7 @@
 """Two processes on a CPU train as one does at the same total batch, step by step, and end together."""
 
 import contextlib
+import gc
 import importlib
 import json
 import multiprocessing
@@ -65,15 +66,23 @@ class Fail(Hook):
             raise RuntimeError('the first process has had enough')
 
 
-def _train_with_others(cfg):
+def _be_a_new_process():
+    """Undo what a fork hands on and a new interpreter would not have."""
     torch.set_num_threads(1)
+    # A store of torchrun, once collected here, would wait for a thread that only the other process has.
+    gc.freeze()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _train_with_others(cfg):
+    _be_a_new_process()
     cfg.launcher = 'pytorch'
     use_cpus(cfg)
     build_runner(cfg).train()
 
 
 def _train(rank, processes, port, cfg, dtype):
-    torch.set_num_threads(1)
+    _be_a_new_process()
     torch.set_default_dtype(dtype)
     if processes == 1:
         build_runner(cfg).train()
