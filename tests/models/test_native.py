@@ -84,6 +84,33 @@ def test_the_outputs_are_those_of_the_model(shape, approximate):
 
 
 @needs_compiler
+@pytest.mark.parametrize('threads', [1, 2, 3])
+@pytest.mark.parametrize('height', [5, 127, 383])  # of the first map: 2, 32 and 96 rows
+def test_the_threads_share_the_rows(height, threads):
+    model, x, before = backbone(), image(1, (2, 3, height, 20)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = deploy(model)(x.float())
+    finally:
+        torch.set_num_threads(before)
+    for found, wanted in zip(found, model.double()(x)):
+        assert_close(found.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
+
+
+@needs_compiler
+def test_gelu_is_exact_in_its_tails_too(used):
+    stage = deploy(backbone(dict(depths=(1, 1, 1, 1), channels=(32, 32, 32, 32)))).stages[0]
+    for weight in stage.parameters():
+        weight.zero_()
+    for conv in (stage[0].fc1, stage[0].fc2):
+        conv.weight.view(conv.out_channels, -1)[:32, :32] = torch.eye(32)
+    x = torch.linspace(-8, 8, 32 * 400).view(1, 20, 20, 32).movedim(-1, 1)
+    wanted = x.double() + torch.nn.functional.gelu(x.double())
+    assert ((stage(x.clone()).double() - wanted).abs() <= 4e-7 * x.abs()).all()
+    assert len(used) == 1
+
+
+@needs_compiler
 @pytest.mark.parametrize('shape', [(1, 3, 64, 96), (2, 3, 77, 131)], ids=str)
 def test_the_eager_deploy_form_uses_them(shape, used, halved):
     model, x = backbone(), image(1, shape)
