@@ -125,6 +125,7 @@ def _ready():
             with contextlib.suppress(ImportError, RuntimeError):
                 importlib.import_module(late)
         yield
+        gc.collect()  # torchrun's stores, which tests that fork later would inherit
 
 
 @pytest.fixture(scope='module')
