@@ -90,10 +90,10 @@ def test_the_threads_share_the_rows(height, threads):
     model, x, before = backbone(), image(1, (2, 3, height, 20)), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = deploy(model)(x.float())
+        outputs = deploy(model)(x.float())
     finally:
         torch.set_num_threads(before)
-    for found, wanted in zip(found, model.double()(x)):
+    for found, wanted in zip(outputs, model.double()(x)):
         assert_close(found.double(), wanted, rtol=0, atol=2e-6 * wanted.abs().max().item())
 
 
