@@ -592,7 +592,8 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
                    [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
   };
 
-  // Before x changes, what the bands need of each other: all if there are few rows, since weights are packed once more.
+  // Before x changes, the rows that the neighboring bands need, too; all rows where there are few, since the weights are
+  // packed for these rows alone. The other rows follow in turn, while x is in the caches.
   const bool in_turn = height >= 32 * bands.each;
 #pragma omp parallel for schedule(static)
   for (int64_t band = 0; band < bands.count(); ++band) {
