@@ -106,40 +106,38 @@ inline Floats inverse(Floats x) {
 #endif
 }
 
+// The value at x of a polynomial, given by its coefficients from the highest power on.
+template <typename... Others>
+inline Floats polynomial(Floats x, float highest, Others... others) {
+  Floats result = all(highest);
+  ((result = result * x + others), ...);
+  return result;
+}
+
 // The exponential, for x up to 80. Below -80 it is that of -80, since smaller results would be slow: denormal.
 inline Floats exponential(Floats x) {
   const Floats shift = all(12582912.f);  // adding 1.5 * 2^23 rounds to a whole number, in the lowest bits of the sum
   const Floats power = maximum(x, all(-80.f)) * 1.44269504f, sum = power + shift, rest = power - (sum - shift);
-  Floats result = all(1.5403530e-4f);  // Taylor series of 2^rest, rest between -0.5 and 0.5
-  result = result * rest + 1.3333558e-3f;
-  result = result * rest + 9.6181291e-3f;
-  result = result * rest + 5.5504109e-2f;
-  result = result * rest + 2.4022651e-1f;
-  result = result * rest + 6.9314718e-1f;
-  result = result * rest + 1.f;
+  // Taylor series of 2^rest, rest between -0.5 and 0.5
+  const Floats result = polynomial(rest, 1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f,
+                                   6.9314718e-1f, 1.f);
   return (Floats)((Ints)result + ((Ints)sum << 23));
 }
 
 inline Floats sigmoid(Floats x) { return inverse(1.f + exponential(x < -80.f ? all(80.f) : -x)); }
 
-// GELU, or its tanh approximation. The normal distribution is 1/2 plus an odd rational function, fitted by least squares
-// that were reweighted until the largest error was smallest: 6e-9 up to |x| = 5.4, where 3e-8 are missing to 0 and 1.
+// GELU, or its tanh approximation. The normal distribution is 1/2 plus an odd rational function, fitted by least
+// squares that were reweighted until the largest error was smallest: 6e-9 up to |x| = 5.4, where 3e-8 are missing to 0
+// and 1.
 // With what float32 rounds, the result is off by up to 2.5e-7 |x|.
 template <bool TANH>
 inline Floats gelu(Floats x) {
   if (TANH) return x * sigmoid(2.f * 0.7978845608f * (x + 0.044715f * x * x * x));
   const Floats limited = x > 5.4f ? all(5.4f) : maximum(all(-5.4f), x), square = limited * limited;
-  Floats above = all(2.33868399e-8f), below = all(1.21659022e-6f);
-  above = above * square + 6.35996886e-6f;
-  below = below * square + 7.23988755e-5f;
-  above = above * square + 1.64318060e-4f;
-  below = below * square + 1.85896124e-3f;
-  above = above * square + 4.65082915e-3f;
-  below = below * square + 2.83784949e-2f;
-  above = above * square + 3.33719012e-2f;
-  below = below * square + 2.50317040e-1f;
-  above = above * square + 3.98942245e-1f;
-  below = below * square + 1.f;
+  const Floats above = polynomial(square, 2.33868399e-8f, 6.35996886e-6f, 1.64318060e-4f, 4.65082915e-3f,
+                                  3.33719012e-2f, 3.98942245e-1f);
+  const Floats below = polynomial(square, 1.21659022e-6f, 7.23988755e-5f, 1.85896124e-3f, 2.83784949e-2f,
+                                  2.50317040e-1f, 1.f);
   return x * (limited * above * inverse(below) + 0.5f);
 }
 
@@ -359,36 +357,30 @@ struct Mixer {
 
 // The spatial gates of row y, (2, width), and the sums of the gated query and key, which are added to `sums`, (2C).
 template <typename T>
-void gate_row(Map<const T> query_key, int64_t y, const Mixer& mixer, float* gates, float* sums) {
+void gate_row(Map<const T> query_key, int64_t y, const Mixer& mixer, float* gates, Floats* scores, float* sums) {
   const T *above = query_key.row(y - 1), *middle = query_key.row(y), *below = query_key.row(y + 1);
   const int64_t step = query_key.channels, channels = step / 2, width = query_key.width;
-  std::vector<Floats> scores;
   for (int64_t part = 0; part < 2; ++part) {
-    scores.assign(width, Floats{});
-    Floats* score = scores.data();
+    std::fill_n(scores, width, Floats{});
     for (int64_t group = 0; group < groups_of(channels); ++group) {
       const int64_t first = first_of(group, channels), c = part * channels + first;
       Floats proj = load(mixer.gate_proj + part * step + c);
       for (int64_t lane = 0; lane < group * LANES - first; ++lane) proj[lane] = 0;  // counted already
       convolve_row(at(above, c), middle + c, at(below, c), width, step, mixer.gate_weight + c, step,
                    load(mixer.gate_bias + c),
-                   [=](int64_t column, Floats sum) { score[column] += maximum(Floats{}, sum) * proj; });
+                   [=](int64_t column, Floats sum) { scores[column] += maximum(Floats{}, sum) * proj; });
     }
     float* gate = gates + part * width;
     int64_t column = 0;
-    for (; column < width; ++column) gate[column] = total(score[column]);
+    for (; column < width; ++column) gate[column] = total(scores[column]);
     column = 0;
     for (; column + LANES <= width; column += LANES) store(gate + column, sigmoid(load(gate + column)));
     for (; column < width; ++column) gate[column] = sigmoid(all(gate[column]))[0];
     for (int64_t group = 0; group < groups_of(channels); ++group) {
       const int64_t first = first_of(group, channels), c = part * channels + first;
-      Floats sum[4] = {};  // four chains, so that none need wait for the others
-      for (column = 0; column + 4 <= width; column += 4)
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) sum[i] += load(middle + (column + i) * step + c) * gate[column + i];
-      for (; column < width; ++column) sum[0] += load(middle + column * step + c) * gate[column];
-      sum[0] += sum[1] + sum[2] + sum[3];
-      for (int64_t lane = group * LANES - first; lane < LANES; ++lane) sums[c + lane] += sum[0][lane];
+      Floats sum = {};
+      for (column = 0; column < width; ++column) sum += load(middle + column * step + c) * gate[column];
+      for (int64_t lane = group * LANES - first; lane < LANES; ++lane) sums[c + lane] += sum[lane];
     }
   }
 }
@@ -398,13 +390,10 @@ void channel_gates(const float* means, const Mixer& mixer, int64_t channels, flo
 #pragma omp parallel for schedule(static)
   for (int64_t c = 0; c < 2 * channels; ++c) {
     const float *from = means + c / channels * channels, *weight = mixer.channel_weight + c * channels;
-    Floats sum[4] = {};
+    Floats sum = {};
     int64_t i = 0;
-    for (; i + 4 * LANES <= channels; i += 4 * LANES)
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sum[j] += load(weight + i + j * LANES) * load(from + i + j * LANES);
-    for (; i + LANES <= channels; i += LANES) sum[0] += load(weight + i) * load(from + i);
-    float score = total(sum[0] + sum[1] + sum[2] + sum[3]);
+    for (; i + LANES <= channels; i += LANES) sum += load(weight + i) * load(from + i);
+    float score = total(sum);
     for (; i < channels; ++i) score += weight[i] * from[i];
     factors[c] = sigmoid(all(score))[0];
   }
@@ -496,52 +485,56 @@ template <typename T>
 class Gates {
  public:
   Gates(const T* query_key, const Mixer& mixer, const Bands& bands, int64_t width, int64_t channels)
-      : query_key_(query_key), mixer_(mixer), bands_(bands), width_(width), channels_(channels),
-        gates_(2 * bands.images * bands.height * width), sums_(bands.count() * 2 * channels, 0.f),
-        factors_(bands.images * 2 * channels) {}
+      : mixer(mixer), bands(bands), width(width), channels(channels), query_key_(query_key),
+        gates_(2 * bands.images * bands.height * width), scores_(bands.count() * width),
+        sums_(bands.count() * 2 * channels, 0.f), factors_(bands.images * 2 * channels) {}
+
+  const Mixer& mixer;
+  const Bands& bands;
+  const int64_t width, channels;
 
   Map<const T> query_key(int64_t image) const {
-    return {query_key_ + image * bands_.height * width_ * 2 * channels_, bands_.height, width_, 2 * channels_};
+    return {query_key_ + image * bands.height * width * 2 * channels, bands.height, width, 2 * channels};
   }
-  const float* rows(int64_t image) const { return gates_.data() + image * 2 * bands_.height * width_; }
-  const float* factors(int64_t image) const { return factors_.data() + image * 2 * channels_; }
+  const float* rows(int64_t image) const { return gates_.data() + image * 2 * bands.height * width; }
+  const float* factors(int64_t image) const { return factors_.data() + image * 2 * channels; }
 
   void compute_row(int64_t band, int64_t y) {
-    const int64_t image = bands_.image(band);
-    gate_row(query_key(image), y, mixer_, gates_.data() + (image * bands_.height + y) * 2 * width_,
-             sums_.data() + band * 2 * channels_);
+    const int64_t image = bands.image(band);
+    gate_row(query_key(image), y, mixer, gates_.data() + (image * bands.height + y) * 2 * width,
+             scores_.data() + band * width, sums_.data() + band * 2 * channels);
   }
 
   void compute_factors() {
-    Numbers means(2 * channels_);
-    for (int64_t image = 0; image < bands_.images; ++image) {
+    Numbers means(2 * channels);
+    for (int64_t image = 0; image < bands.images; ++image) {
       std::fill(means.begin(), means.end(), 0.f);
-      for (int64_t band = image * bands_.each; band < (image + 1) * bands_.each; ++band)
-        for (int64_t c = 0; c < 2 * channels_; ++c)
-          means[c] += sums_[band * 2 * channels_ + c] / (bands_.height * width_);
-      channel_gates(means.data(), mixer_, channels_, factors_.data() + image * 2 * channels_);
+      for (int64_t band = image * bands.each; band < (image + 1) * bands.each; ++band)
+        for (int64_t c = 0; c < 2 * channels; ++c)
+          means[c] += sums_[band * 2 * channels + c] / (bands.height * width);
+      channel_gates(means.data(), mixer, channels, factors_.data() + image * 2 * channels);
     }
   }
 
  private:
   const T* query_key_;
-  const Mixer& mixer_;
-  const Bands& bands_;
-  int64_t width_, channels_;
-  Numbers gates_, sums_, factors_;
+  Numbers gates_;
+  std::vector<Floats> scores_;  // of the row that each band computes
+  Numbers sums_, factors_;
 };
 
 // Applies the token mixer. finish(image, y, rows) may read and change the rows [y, y + rows) of x.
 template <typename T, typename Finish>
-void mix(T* x, const Gates<T>& gates, const T* value, const Mixer& mixer, const Bands& bands, int64_t width,
-         int64_t channels, int64_t rows_at_once, Finish finish) {
+void mix(T* x, const T* value, const Gates<T>& gates, int64_t rows_at_once, Finish finish) {
+  const Bands& bands = gates.bands;
+  const int64_t height = bands.height, width = gates.width, channels = gates.channels;
 #pragma omp parallel for schedule(static)
   for (int64_t band = 0; band < bands.count(); ++band) {
-    const int64_t image = bands.image(band), begin = bands.begin(band), end = bands.end(band), height = bands.height;
+    const int64_t image = bands.image(band), begin = bands.begin(band), end = bands.end(band);
     Finish finish_band = finish;
     MixedRows<T> mixed(gates.query_key(image),
                        Map<const T>{value + image * height * width * channels, height, width, channels},
-                       gates.rows(image), gates.factors(image), mixer, begin);
+                       gates.rows(image), gates.factors(image), gates.mixer, begin);
     for (int64_t y = begin; y < end; y += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, end - y);
       T* to = x + (image * height + y) * width * channels;
@@ -588,9 +581,11 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   for (int64_t band = 0; band < bands.count(); ++band) {
     const int64_t first = bands.image(band) * height + bands.begin(band), rows = bands.end(band) - bands.begin(band);
     Numbers packed;
-    for (int64_t y = 0; !in_turn && y < rows; y += rows_at_once)
-      compute_local(first + y, std::min(rows_at_once, rows - y), packed);
-    if (!in_turn) continue;
+    if (!in_turn) {
+      for (int64_t y = 0; y < rows; y += rows_at_once)
+        compute_local(first + y, std::min(rows_at_once, rows - y), packed);
+      continue;
+    }
     const int64_t row_size = width * channels;
     const float* borders[2] = {x + first * row_size, x + (first + rows - 1) * row_size};
     float* to = local + first * row_size;
@@ -636,7 +631,7 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   }
   gates.compute_factors();
 
-  mix(x, gates, value, weights.mixer, bands, width, channels, rows_at_once,
+  mix(x, value, gates, rows_at_once,
       [=, packed = Numbers(), expanded = Numbers()](int64_t image, int64_t y, int64_t rows) mutable {
         float* from = x + (image * height + y) * width * channels;
         expanded.resize(rows * width * hidden);
@@ -726,7 +721,7 @@ void mix_bfloat16(BFloat16* x, const BFloat16* query_key, const BFloat16* value,
   for (int64_t band = 0; band < bands.count(); ++band)
     for (int64_t y = bands.begin(band); y < bands.end(band); ++y) gates.compute_row(band, y);
   gates.compute_factors();
-  mix(x, gates, value, *mixer, bands, width, channels, 1, [](int64_t, int64_t, int64_t) {});
+  mix(x, value, gates, 1, [](int64_t, int64_t, int64_t) {});
 }
 
 }  // extern "C"

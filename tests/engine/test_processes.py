@@ -82,9 +82,9 @@ def _train_with_others(cfg):
 
 
 def _train(rank, processes, port, cfg, dtype):
-    _be_a_new_process()
     torch.set_default_dtype(dtype)
     if processes == 1:
+        _be_a_new_process()
         build_runner(cfg).train()
         return
     os.environ.update(
