@@ -42,6 +42,7 @@ from mmcasvit.benchmark.summary import comparison_text
 from mmcasvit.benchmark.training import training_runner
 from mmcasvit.benchmark.variants import FIELDS, Variant, check_all, default_baseline, grid, parse_baseline
 from mmcasvit.cli import add_config_options, add_trust_argument, at_least_one, exits_cleanly
+from mmcasvit.engine.hooks.speed import keep_freed_memory
 from mmcasvit.predict.images import READERS
 from mmcasvit.predict.sources import find_sources
 from mmcasvit.utils.errors import UsageError
@@ -422,6 +423,8 @@ def pipeline(args):
     sources = [source for source in find_sources(args.images) if not source.is_video][: args.limit]
     paths = [str(source.path) for source in sources]
     check_images(paths)
+    if args.deploy or args.exported:
+        keep_freed_memory()  # as tools/infer.py does
     found = measure_pipeline(
         cfg,
         paths,

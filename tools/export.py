@@ -16,7 +16,7 @@ from mmcasvit.apis.model import get_model
 from mmcasvit.apis.preflight import check_deployable
 from mmcasvit.cli import add_config_options, exits_cleanly
 from mmcasvit.export.comparison import TOLERANCES, graph_input, report, synthetic_images
-from mmcasvit.export.evaluation import load_images
+from mmcasvit.export.evaluation import load_images, size_in_tests
 from mmcasvit.export.formats import (
     FORMATS,
     LARGEST_INPUT,
@@ -75,9 +75,9 @@ def parse_args():
         '--size',
         type=int,
         nargs=2,
-        default=(512, 512),
         metavar=('HEIGHT', 'WIDTH'),
-        help='input size in pixels (default: 512 512)',
+        help='input size in pixels (default: that of the first of --images after the test pipeline of the config, or '
+        'of an image of 480x640 pixels, rounded up to multiples of 32)',
     )
     parser.add_argument(
         '--dynamic',
@@ -204,6 +204,7 @@ def main():
     fold = not known.folds_norms if args.form is None else args.form == 'deploy'
     if fold:
         check_deployable(model)
+    args.size = args.size or size_in_tests(cfg.test_dataloader.dataset.pipeline, paths[0] if paths else None)
     signature = check_arguments(args, None if args.what == 'backbone' else kind_of(model))
     torch.set_num_threads(args.threads)
 

@@ -19,6 +19,7 @@ from mmcasvit.apis.config import load_config
 from mmcasvit.apis.inference import check_options, get_inferencer
 from mmcasvit.apis.preflight import check_deployable, check_drawable, check_launcher, check_writable
 from mmcasvit.cli import add_launcher_argument, add_trust_argument, exits_cleanly
+from mmcasvit.engine.hooks.speed import keep_freed_memory
 from mmcasvit.models.deploy import deploy
 from mmcasvit.predict.images import predict, predict_tiled
 from mmcasvit.predict.outputs import plan_outputs
@@ -100,6 +101,8 @@ def split(words, whole, parser):
 
 
 def build(args, cfg):
+    if args.deploy or args.exported:
+        keep_freed_memory()
     if args.exported:
         if args.deploy or args.device not in (None, 'cpu'):
             raise UsageError('--exported runs on the CPU, and cannot be combined with --deploy or another --device.')

@@ -71,8 +71,8 @@ def use_exported(cfg, args):
 
     hook = ExportedHook(args.exported)
     dataset = cfg.test_dataloader.dataset
+    cfg.custom_hooks.append(dict(type='mmcasvit.ExportedHook', file=args.exported, pipeline=dataset.pipeline))
     dataset.pipeline = fitted_pipeline(dataset.pipeline, hook.exported.signature)
-    cfg.custom_hooks.append(dict(type='mmcasvit.ExportedHook', file=args.exported))
 
 
 @exits_cleanly
@@ -103,6 +103,8 @@ def main():
         cfg.custom_hooks.append(dict(type='mmcasvit.DeployHook'))
     if args.exported:
         use_exported(cfg, args)
+    if args.deploy or args.exported:
+        cfg.custom_hooks.append(dict(type='mmcasvit.KeepMemoryHook'))
     if args.report:
         cfg.custom_hooks.append(dict(type='mmcasvit.ReportHook'))
     limit_images(cfg, 'test', args.limit_eval)

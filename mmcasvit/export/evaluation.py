@@ -1,9 +1,11 @@
 """Evaluation of an exported model: it replaces the PyTorch model, so that the same metrics judge both."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,26 @@ def image_pipeline(cfg: Config, signature: Signature) -> list[dict]:
         for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
         if not step['type'].startswith('Load') or 'Image' in step['type']
     ]
+
+
+def size_in_tests(pipeline: Sequence[dict], path: str | None = None) -> tuple[int, int]:
+    """Return the size ``(height, width)`` that a test pipeline gives an image, rounded up to multiples of 32 pixels.
+
+    Args:
+        pipeline: Test pipeline of a config.
+        path: Image file. By default, an image of 480x640 pixels, a common size in COCO.
+    """
+    steps = [step for step in pipeline if not step['type'].split('.')[-1].startswith(('Load', 'Pack'))]
+    image = np.zeros((480, 640, 3), np.uint8) if path is None else mmcv.imread(path)
+    size = image.shape[:2]
+    tested = Compose(steps)(dict(img=image, img_shape=size, ori_shape=size))['img']
+    return rounded_up(tested.shape)
+
+
+def rounded_up(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the first two sides of a shape, rounded up to multiples of 32."""
+    height, width = (math.ceil(side / 32) * 32 for side in shape[:2])
+    return height, width
 
 
 def load_images(paths: Sequence[str], cfg: Config, signature: Signature) -> list[np.ndarray]:

@@ -2,15 +2,18 @@
 
 from types import SimpleNamespace
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from helpers.tiny_models import export, tiny
+from mmengine.registry import DefaultScope
 
 from mmcasvit.apis.config import get_config
 from mmcasvit.export.comparison import Difference, synthetic_images
-from mmcasvit.export.evaluation import ResizeInto, fitted_pipeline, substitute
+from mmcasvit.export.evaluation import ResizeInto, fitted_pipeline, size_in_tests, substitute
 from mmcasvit.export.formats import load_exported
+from mmcasvit.export.hook import ExportedHook
 from mmcasvit.export.signature import Signature
 from mmcasvit.utils.errors import UsageError
 
@@ -71,6 +74,45 @@ def test_a_pipeline_is_fitted_to_a_fixed_size():
     without = [step for step in pipeline if 'Resize' not in step['type']]
     assert fitted_pipeline(without, Signature('onnx', 'detector', (320, 480)))[1]['type'] == 'mmcasvit.ResizeInto'
     assert fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480), dynamic_size=True)) == list(pipeline)
+
+
+@pytest.mark.parametrize(
+    'name, size',
+    [
+        ('mask-rcnn_casvit-xs_fpn_1x_coco', (800, 1088)),
+        ('rtmdet_casvit-xs_8xb32-300e_coco-320', (320, 320)),
+        ('semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512', (512, 704)),
+        ('semantic-fpn_casvit-xs_300i_shapes', (480, 640)),
+        ('casvit-xs_8xb128-300e_in1k-224', (224, 224)),
+    ],
+)
+def test_the_size_in_tests_is_that_of_the_pipeline(name, size, tmp_path):
+    cfg = get_config(name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        assert size_in_tests(pipeline) == size
+        mmcv.imwrite(np.zeros((640, 480, 3), np.uint8), str(tmp_path / 'portrait.png'))
+        assert size_in_tests(pipeline, str(tmp_path / 'portrait.png')) == size[::-1]
+
+
+@pytest.mark.parametrize('size, warns', [((64, 96), True), ((128, 192), False), ((128, 224), False)])
+def test_an_evaluation_warns_if_the_file_changes_the_size_of_images(size, warns, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr('mmcasvit.export.hook.print_log', lambda text, **_: told.append(text))
+    mmcv.imwrite(np.zeros((128, 192, 3), np.uint8), str(tmp_path / 'scene.png'))
+    path = export(tiny('semantic_fpn'), tmp_path / 'model.pt', what='segmentor', size=size)
+    cfg = get_config('semantic-fpn_casvit-xs_300i_shapes')
+    hook = ExportedHook(path, cfg.test_dataloader.dataset.pipeline)
+    fitted = ResizeInto(size)(dict(img=np.zeros((128, 192, 3), np.uint8)))['img_shape']
+    samples = [SimpleNamespace(img_path=str(tmp_path / 'scene.png'), img_shape=fitted)]
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        hook.after_test_iter(None, 1, outputs=samples)
+        assert not told
+        hook.after_test_iter(None, 0, outputs=samples)
+    assert len(told) == warns
+    if warns:
+        assert 'was resized to 64x96 pixels to fit into the file, and the config tests it at 128x192' in told[0]
+        assert told[0].endswith('export with --size 128 192.')
 
 
 @pytest.mark.parametrize(

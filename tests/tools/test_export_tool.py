@@ -8,7 +8,7 @@ from helpers.repository import load_tool, write_tiny_config
 from helpers.tiny_models import CHANNELS, TWINS, tiny
 
 from mmcasvit.apis.config import config_path
-from mmcasvit.export.formats import FORMATS
+from mmcasvit.export.formats import FORMATS, load_exported
 from mmcasvit.utils.errors import UsageError
 
 
@@ -44,6 +44,12 @@ def test_the_tool_exports_compares_and_exits_with_one_if_it_differs(run_tool, ch
         cwd=checkpoint,
     )
     assert 'mIoU' in done.stdout + done.stderr
+    assert 'was resized' not in done.stdout + done.stderr
+    done = run_tool(
+        'export.py', *common[:2], '--format', 'torchscript', '--out', 'default.pt', '--images',
+        shapes / 'coco/val2017', '--count', 1, cwd=checkpoint,
+    )  # fmt: skip
+    assert load_exported(checkpoint / 'default.pt').signature.size == (64, 96)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +84,7 @@ def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
 
 def check_all(tool):
     args = tool.parse_args()
+    args.size = args.size or (512, 512)
     tool.check_out(args)
     return tool.check_arguments(args, 'segmentor')
 

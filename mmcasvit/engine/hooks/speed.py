@@ -87,16 +87,22 @@ class ShortcutsHook(Hook):
         take_shortcuts(unwrap(runner.model))
 
 
+def keep_freed_memory() -> None:
+    """Make the C library keep freed memory for this process, instead of returning it to the system.
+
+    A pass through a model frees most of its maps, and the next one needs as many. By default, glibc gets the large ones
+    from the system each time, which fills every page with zeros when it is first touched. With other C libraries,
+    nothing changes.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)  # no block of its own for a large tensor
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # and the end of the heap is never returned
+
+
 @HOOKS.register_module()
 class KeepMemoryHook(Hook):
-    """Hook that makes the C library keep freed memory, instead of returning it to the system.
-
-    A step frees most of its maps and needs as many in the next. By default, glibc gets the large ones from the system
-    each time, which fills every page with zeros when it is first touched. With other C libraries, nothing changes.
-    """
+    """Hook that keeps freed memory in the process, see :func:`keep_freed_memory`."""
 
     def before_run(self, runner: Runner) -> None:
-        if platform.libc_ver()[0] == 'glibc':
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_M_MMAP_MAX, 0)  # no block of its own for a large tensor
-            libc.mallopt(_M_TRIM_THRESHOLD, -1)  # and the end of the heap is never returned
+        keep_freed_memory()
