@@ -9,7 +9,7 @@ from typing import Any
 
 from mmcasvit.utils.errors import NotApplicable, UsageError
 from mmcasvit.utils.text import first_line
-from mmcasvit.utils.timing import Timer, copy_limit, interleave, matmul_limit, ratio, spread
+from mmcasvit.utils.timing import Timer, copy_limit, interleave, matmul_limit, multiplies_fast, ratio, spread
 
 from .counts import Cost
 from .forms import parse_form
@@ -107,10 +107,10 @@ def measure(
 
     limits = {}
     for variant in about:
-        for key, limit in (
-            (matmul_key(variant), lambda v=variant: matmul_limit(v.device, v.precision)),
-            (copy_key(variant), lambda v=variant: copy_limit(v.device)),
-        ):
+        bounds = [(copy_key(variant), lambda v=variant: copy_limit(v.device))]
+        if multiplies_fast(variant.device, variant.precision):
+            bounds.append((matmul_key(variant), lambda v=variant: matmul_limit(v.device, v.precision)))
+        for key, limit in bounds:
             if key not in limits:
                 limits[key] = limit()
                 timers[key] = plan.timer(limits[key].run, variant)
@@ -145,7 +145,8 @@ def rows_of(
 ) -> list[dict]:
     """Turn samples into one flat dict per variant.
 
-    Ratios are the medians of the ratios of each round, so that a slow round cancels out.
+    Ratios are the medians of the ratios of each round, so that a slow round cancels out. Where no rate of multiply-adds
+    is known, what depends on it is None.
 
     Args:
         times: Seconds of a pass, one sample per round.
@@ -160,7 +161,7 @@ def rows_of(
     for variant, seconds in times.items():
         cost, peak = costs[variant], memory.get(variant)
         reference = times.get(replace(variant, **baseline))
-        matmul = [cost.macs / rate for rate in rates[matmul_key(variant)]]
+        matmul = [cost.macs / rate for rate in rates.get(matmul_key(variant), ())]
         copy = [cost.traffic / rate for rate in rates[copy_key(variant)]]
         settings = {name: getattr(variant, name) for name in FIELDS}
         rows.append(
@@ -170,11 +171,11 @@ def rows_of(
                 seconds=spread(seconds),
                 images_per_second=variant.batch / spread(seconds).median,
                 speedup=ratio(reference, seconds) if reference else None,
-                matmul_ms=spread(matmul).median * 1000,
-                matmul_reached=ratio(matmul, seconds),
+                matmul_ms=spread(matmul).median * 1000 if matmul else None,
+                matmul_reached=ratio(matmul, seconds) if matmul else None,
                 copy_ms=spread(copy).median * 1000,
                 copy_reached=ratio(copy, seconds),
-                bound_ms=max(spread(matmul).median, spread(copy).median) * 1000,
+                bound_ms=max(spread(bound).median for bound in (matmul, copy) if bound) * 1000,
                 params=cost.params,
                 macs=cost.macs,
                 traffic=cost.traffic,

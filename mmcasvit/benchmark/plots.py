@@ -60,7 +60,7 @@ def plot_times(path: str | Path, rows: Sequence[Mapping[str, Any]], labels: Sequ
             color='#d55e00',
             markersize=10,
             markeredgewidth=2,
-            label='the larger of the two limits',
+            label='the largest of the limits',
         )
         axes.set_yticks(places, labels)
         axes.invert_yaxis()

@@ -7,20 +7,25 @@ from mmcasvit.utils.timing import Spread
 
 from .comparison import Plan
 
+_NO_LIMIT = "none of arithmetic, since PyTorch's products are slower than in fp32"
+
 
 def rates_in_words(rows: Sequence[dict]) -> str:
     """Describe the measured limits of the machine."""
     found = {}
     for row in rows:
         where = f'{row["precision"]}, {row["device"]}, {count_of(row["threads"], "thread")}'
-        found[where] = (row['macs'] / row['matmul_ms'] / 1e6, row['traffic'] / row['copy_ms'] / 1e6)
-    return '; '.join(f'{macs:.0f} GMAC/s and {rate:.1f} GB/s ({where})' for where, (macs, rate) in found.items())
+        matmul, copy = row['matmul_ms'], f'{row["traffic"] / row["copy_ms"] / 1e6:.1f} GB/s'
+        found[where] = f'{row["macs"] / matmul / 1e6:.0f} GMAC/s and {copy}' if matmul else f'{copy}, {_NO_LIMIT}'
+    return '; '.join(f'{rates} ({where})' for where, rates in found.items())
 
 
 def table_row(row: dict, varying: Sequence[str], baseline: str) -> dict[str, object]:
     """Format a row for people, beginning with the fields that vary."""
 
-    def limit(milliseconds: float, share: Spread) -> str:
+    def limit(milliseconds: float | None, share: Spread | None) -> str | None:
+        if milliseconds is None or share is None:
+            return None
         return f'{three_digits(milliseconds)} ({100 * share.median:.0f}%)'
 
     seconds = row['seconds']

@@ -1,5 +1,6 @@
 """Fair timing: variants that take turns, next to the limits of the machine measured in the same run."""
 
+import functools
 import math
 import os
 import platform
@@ -192,6 +193,19 @@ def matmul_limit(device: str, precision: str) -> Limit:
             torch.backends.cuda.matmul.allow_tf32 = before
 
     return Limit(multiply if device == 'cuda' else lambda: torch.mm(a, b, out=out), float(size) ** 3)
+
+
+@functools.cache
+def multiplies_fast(device: str, precision: str) -> bool:
+    """Return whether PyTorch's matrix products in a precision are at least as fast as in fp32.
+
+    They are not where the processor has no instructions for the precision, or PyTorch does not use them. Then other
+    libraries may be many times as fast, so that the products are no limit of the machine.
+    """
+    if precision == 'fp32':
+        return True
+    full, lower = (matmul_limit(device, name).run for name in ('fp32', precision))
+    return min(timed(lower, device)[1] for _ in range(3)) <= min(timed(full, device)[1] for _ in range(3))
 
 
 def copy_limit(device: str) -> Limit:

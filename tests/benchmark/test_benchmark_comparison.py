@@ -6,7 +6,7 @@ from mmcasvit.benchmark import comparison
 from mmcasvit.benchmark.comparison import Plan, copy_key, matmul_key, measure, rows_of
 from mmcasvit.benchmark.counts import Cost
 from mmcasvit.benchmark.memory import Memory
-from mmcasvit.benchmark.summary import table_row
+from mmcasvit.benchmark.summary import rates_in_words, table_row
 from mmcasvit.benchmark.variants import Variant
 from mmcasvit.utils.errors import NotApplicable, UsageError
 from mmcasvit.utils.tables import markdown, split_constant
@@ -48,6 +48,17 @@ def test_the_table_shows_what_varies():
     assert lines[0].startswith('| model | form | params, M | GMACs | ms | quartiles | images/s | speed-up over eager |')
     assert lines[3] == '| xs | deploy | 0.00 | 5e-09 | 100 | 100 to 150 | 10 | 2.00 | 50 (50%) | 125 (125%) | - |'
     assert len(lines) == 2 + len(rows)
+
+
+def test_products_that_are_slower_than_in_fp32_are_no_limit():
+    variant = Variant('xs', form='openvino', precision='int8')
+    costs = {variant: Cost(params=7, macs=5, traffic=1)}
+    [row] = rows_of({variant: [0.1]}, {copy_key(variant): [20e6]}, costs, {}, {}, {})
+    assert (row['matmul_ms'], row['matmul_reached'], row['bound_ms']) == (None, None, row['copy_ms'])
+    assert '| 10 | 1.00 | - | 5e-05 (0%) | - |' in markdown([table_row(row, [], 'eager')])
+    assert rates_in_words([row]).endswith(
+        "none of arithmetic, since PyTorch's products are slower than in fp32 (int8, cpu, 1 thread)"
+    )
 
 
 def test_a_variant_that_fails_is_left_out_with_its_reason(monkeypatch):

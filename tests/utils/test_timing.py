@@ -1,7 +1,9 @@
+import time
+
 import pytest
 import torch
 
-from mmcasvit.utils.timing import fit_exponent, interleave, matmul_limit, ratio, spread
+from mmcasvit.utils.timing import Limit, fit_exponent, interleave, matmul_limit, multiplies_fast, ratio, spread
 
 
 def test_spreads_and_ratios():
@@ -28,6 +30,18 @@ def test_runs_take_turns_in_alternating_order():
     runs = {name: lambda name=name: order.append(name) or len(order) for name in 'abc'}
     assert interleave(runs, 2) == dict(a=[1, 6], b=[2, 5], c=[3, 4])
     assert ''.join(order) == 'abccba'
+
+
+@pytest.mark.parametrize('seconds, fast', [(0.0, True), (0.02, False)])
+def test_products_may_be_slower_than_in_fp32(seconds, fast, monkeypatch):
+    pauses = dict(fp32=0.01, int8=seconds)
+    monkeypatch.setattr(
+        'mmcasvit.utils.timing.matmul_limit', lambda device, name: Limit(lambda: time.sleep(pauses[name]), 1.0)
+    )
+    multiplies_fast.cache_clear()
+    assert multiplies_fast('cpu', 'fp32')
+    assert multiplies_fast('cpu', 'int8') == fast
+    multiplies_fast.cache_clear()
 
 
 def test_the_limit_of_int8_multiplies_int8_into_int32():
