@@ -218,7 +218,8 @@ def test_an_export_that_fails_leaves_the_old_page(runtime, quick, tmp_path, monk
 )
 def test_arguments_that_cannot_work_are_refused(arguments, words, monkeypatch):
     tool = load_tool('export')
-    monkeypatch.setattr(sys, 'argv', ['export.py', 'config.py', 'x.pth', '--format', 'web', *arguments])
+    common = ['export.py', 'config.py', 'x.pth', '--format', 'web', '--size', '64', '96']
+    monkeypatch.setattr(sys, 'argv', [*common, *arguments])
     with pytest.raises(UsageError, match=words):
         tool.check_arguments(tool.parse_args(), 'segmentor')
 
