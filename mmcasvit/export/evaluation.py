@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,11 +69,12 @@ def size_in_tests(pipeline: Sequence[dict], path: str | None = None) -> tuple[in
         pipeline: Test pipeline of a config.
         path: Image file. By default, an image of 480x640 pixels, a common size in COCO.
     """
-    steps = [step for step in pipeline if not step['type'].split('.')[-1].startswith(('Load', 'Pack'))]
-    image = np.zeros((480, 640, 3), np.uint8) if path is None else mmcv.imread(path)
-    size = image.shape[:2]
-    tested = Compose(steps)(dict(img=image, img_shape=size, ori_shape=size))['img']
-    return rounded_up(tested.shape)
+    names = [step['type'].split('.')[-1] for step in pipeline]
+    left_out = ('Pack', 'LoadAnno') if path else ('Pack', 'Load')
+    steps = [step for step, name in zip(pipeline, names) if not name.startswith(left_out)]
+    size = (480, 640)
+    image = dict(img_path=path) if path else dict(img=np.zeros((*size, 3), np.uint8), img_shape=size, ori_shape=size)
+    return rounded_up(Compose(steps)(image)['img'].shape)
 
 
 def rounded_up(shape: Sequence[int]) -> tuple[int, int]:

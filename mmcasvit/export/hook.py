@@ -42,7 +42,9 @@ class ExportedHook(OtherFormHook):
     ) -> None:
         if batch_idx > 0 or not outputs or not self.pipeline or self.exported.signature.free_size:
             return
-        path, found = outputs[0].img_path, outputs[0].img_shape
+        path, found = outputs[0].get('img_path'), outputs[0].img_shape
+        if path is None:  # not among the meta_keys of the pipeline
+            return
         height, width = wanted = size_in_tests(self.pipeline, path)
         if rounded_up(found) != wanted:
             print_log(

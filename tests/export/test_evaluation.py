@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.tiny_models import export, tiny
 from mmengine.registry import DefaultScope
+from mmengine.structures import BaseDataElement
 
 from mmcasvit.apis.config import get_config
 from mmcasvit.export.comparison import Difference, synthetic_images
@@ -104,9 +105,10 @@ def test_an_evaluation_warns_if_the_file_changes_the_size_of_images(size, warns,
     cfg = get_config('semantic-fpn_casvit-xs_300i_shapes')
     hook = ExportedHook(path, cfg.test_dataloader.dataset.pipeline)
     fitted = ResizeInto(size)(dict(img=np.zeros((128, 192, 3), np.uint8)))['img_shape']
-    samples = [SimpleNamespace(img_path=str(tmp_path / 'scene.png'), img_shape=fitted)]
+    samples = [BaseDataElement(metainfo=dict(img_path=str(tmp_path / 'scene.png'), img_shape=fitted))]
     with DefaultScope.overwrite_default_scope('mmseg'):
         hook.after_test_iter(None, 1, outputs=samples)
+        hook.after_test_iter(None, 0, outputs=[BaseDataElement(metainfo=dict(img_shape=fitted))])
         assert not told
         hook.after_test_iter(None, 0, outputs=samples)
     assert len(told) == warns
