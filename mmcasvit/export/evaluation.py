@@ -53,13 +53,18 @@ def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict
     return fitted if resize in fitted else [*fitted[:1], resize, *fitted[1:]]
 
 
+def _begins(step: dict, prefix: str) -> bool:
+    return step['type'].split('.')[-1].startswith(prefix)
+
+
+def _without_annotations(pipeline: Sequence[dict]) -> list[dict]:
+    """Return the steps of a pipeline that images without annotations pass."""
+    return [step for step in pipeline if not _begins(step, 'Load') or 'Image' in step['type']]
+
+
 def image_pipeline(cfg: Config, signature: Signature) -> list[dict]:
     """Return the test pipeline of a config, fitted to a graph, for images without annotations."""
-    return [
-        step
-        for step in fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature)
-        if not step['type'].startswith('Load') or 'Image' in step['type']
-    ]
+    return _without_annotations(fitted_pipeline(cfg.test_dataloader.dataset.pipeline, signature))
 
 
 def size_in_tests(pipeline: Sequence[dict], path: str | None = None) -> tuple[int, int]:
@@ -69,12 +74,12 @@ def size_in_tests(pipeline: Sequence[dict], path: str | None = None) -> tuple[in
         pipeline: Test pipeline of a config.
         path: Image file. By default, an image of 480x640 pixels, a common size in COCO.
     """
-    names = [step['type'].split('.')[-1] for step in pipeline]
-    left_out = ('Pack', 'LoadAnno') if path else ('Pack', 'Load')
-    steps = [step for step, name in zip(pipeline, names) if not name.startswith(left_out)]
+    steps = [step for step in _without_annotations(pipeline) if not _begins(step, 'Pack')]
+    if path:
+        return rounded_up(Compose(steps)(dict(img_path=path))['img'].shape)
     size = (480, 640)
-    image = dict(img_path=path) if path else dict(img=np.zeros((*size, 3), np.uint8), img_shape=size, ori_shape=size)
-    return rounded_up(Compose(steps)(image)['img'].shape)
+    image = dict(img=np.zeros((*size, 3), np.uint8), img_shape=size, ori_shape=size)
+    return rounded_up(Compose([step for step in steps if not _begins(step, 'Load')])(image)['img'].shape)
 
 
 def rounded_up(shape: Sequence[int]) -> tuple[int, int]:

@@ -128,8 +128,7 @@ inline Floats sigmoid(Floats x) { return inverse(1.f + exponential(x < -80.f ? a
 
 // GELU, or its tanh approximation. The normal distribution is 1/2 plus an odd rational function, fitted by least
 // squares that were reweighted until the largest error was smallest: 6e-9 up to |x| = 5.4, where 3e-8 are missing to 0
-// and 1.
-// With what float32 rounds, the result is off by up to 2.5e-7 |x|.
+// and 1. With what float32 rounds, the result is off by up to 2.5e-7 |x|.
 template <bool TANH>
 inline Floats gelu(Floats x) {
   if (TANH) return x * sigmoid(2.f * 0.7978845608f * (x + 0.044715f * x * x * x));

@@ -200,7 +200,7 @@ def multiplies_fast(device: str, precision: str) -> bool:
     """Return whether PyTorch's matrix products in a precision are at least as fast as in fp32.
 
     They are not where the processor has no instructions for the precision, or PyTorch does not use them. Then other
-    libraries may be many times as fast, so that the products are no limit of the machine.
+    libraries may be many times as fast, so that the products are not a limit of the machine.
     """
     if precision == 'fp32':
         return True
