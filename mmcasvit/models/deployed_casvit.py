@@ -5,8 +5,9 @@ The file reads: operations on a CPU, the layers of the deploy form, the backbone
 
 import copy
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from .folding import (
     without_bias,
 )
 
+_T = TypeVar('_T')
 # Pixels per thread that the MLP computes together. Their channels, four times as many in between, stay in the caches
 # of a core.
 PIXELS_PER_THREAD = 1024
@@ -111,61 +113,115 @@ def _has_native_layers() -> bool:
     return native.is_available()
 
 
+def _parts(layers: nn.Module) -> list[nn.Module]:
+    """Return all modules in layers, sooner than ``modules()`` does, which takes as long as computing a small map."""
+    parts = list(layers._modules.values())
+    for part in parts:
+        parts.extend(part._modules.values())
+    return parts
+
+
+def _weights(parts: Iterable[nn.Module]) -> list[Tensor]:
+    return [weight for part in parts for weight in part._parameters.values() if weight is not None]
+
+
 def _may_be_native(x: Tensor, layers: nn.Module) -> bool:
-    """Return whether C++ may compute layers: on a CPU, if nobody needs what lies between."""
+    """Return whether C++ may compute layers: on a CPU, if the weights fit, and nobody needs what lies between."""
+    parts = _parts(layers)
     return (
         _may_be_overwritten(x)
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in layers.modules() if part is not layers)
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        and all(weight.dtype == x.dtype and weight.device == x.device for weight in _weights(parts))
         and (torch.compiler.is_compiling() or (type(x) is Tensor and _get_current_dispatch_mode() is None))
         and _has_native_layers()
     )
 
 
-def _native_block(x: Tensor, weights: Sequence[Any], shape: Sequence[int], approximate: str) -> None:
-    """Compute a block in place in bf16, with the depthwise convolutions and gates in C++.
+# What was made of the weights of layers for C++: where these were and how often they had been changed, the weights, so
+# that no others can lie at the same place, and the result. It is not part of the layers, so copies do not contain it.
+_made_of: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], list[Tensor], Any]] = WeakKeyDictionary()
+
+
+def _made_once(layers: nn.Module, make: Callable[[], _T]) -> _T:
+    """Return what a function makes of the weights of layers, which is kept until they change.
+
+    A change by ``.data`` in place is not noticed, since PyTorch does not count it.
+    """
+    weights = _weights(_parts(layers))
+    if any(weight.is_inference() for weight in weights):  # PyTorch counts no change of these
+        return make()
+    state = [(weight.data_ptr(), weight._version) for weight in weights]
+    known = _made_of.get(layers)
+    if known is None or known[0] != state:
+        known = _made_of[layers] = state, [weight.detach() for weight in weights], make()
+    return known[2]
+
+
+class _BFloat16Block:
+    """Weights of a block in bf16, in which the depthwise convolutions and gates are in C++.
 
     Args:
-        x: Pixels ``(N * H * W, C)``.
         weights: As :meth:`DeployedBlock.weights` returns them.
-        shape: N, H, W and C.
-        approximate: That of GELU.
     """
-    local, local_bias, depthwise, depthwise_bias, local_proj, query_key, query_key_bias, value, value_bias = weights[:9]
-    mixer, (fc1, fc1_bias, fc2, fc2_bias) = weights[9:16], weights[16:]
-    hidden = native.depthwise_gelu(
-        F.linear(x, local.t(), local_bias), depthwise.float(), depthwise_bias.float(), shape, approximate == 'tanh'
-    )
-    _multiply_into(x, hidden, local_proj.t(), None)
-    query_key, value = F.linear(x, query_key.t(), query_key_bias), F.linear(x, value.t(), value_bias)
-    native.add_mixed(x, query_key, value, [weight.float() for weight in mixer], shape)
-    _add_mlp(x, fc1.t(), fc1_bias, fc2.t(), fc2_bias, approximate)
+
+    def __init__(self, weights: Sequence[Any]):
+        self.local, self.local_bias, depthwise, depthwise_bias, self.local_proj = weights[:5]
+        self.query_key, self.query_key_bias, self.value, self.value_bias = weights[5:9]
+        self.fc1, self.fc1_bias, self.fc2, self.fc2_bias = weights[16:]
+        self.depthwise, self.depthwise_bias = depthwise.float(), depthwise_bias.float()
+        self.mixer = [weight.float() for weight in weights[9:16]]
+
+    def overwrite(self, x: Tensor, shape: Sequence[int], approximate: str) -> None:
+        """Compute the block in place. Shape: ``x`` ``(N * H * W, C)``, ``shape`` N, H, W and C."""
+        hidden = native.depthwise_gelu(
+            F.linear(x, self.local.t(), self.local_bias),
+            self.depthwise,
+            self.depthwise_bias,
+            shape,
+            approximate == 'tanh',
+        )
+        _multiply_into(x, hidden, self.local_proj.t(), None)
+        query_key = F.linear(x, self.query_key.t(), self.query_key_bias)
+        value = F.linear(x, self.value.t(), self.value_bias)
+        native.add_mixed(x, query_key, value, self.mixer, shape)
+        _add_mlp(x, self.fc1.t(), self.fc1_bias, self.fc2.t(), self.fc2_bias, approximate)
+
+
+def _native_blocks(weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
+    """Return the blocks of a stage for C++.
+
+    Args:
+        weights: Those of all blocks in turn, as :meth:`DeployedBlock.weights` returns them.
+        dtype: fp32 or bf16.
+    """
+    kind = native.Block if dtype == torch.float32 else _BFloat16Block
+    return [kind(weights[i : i + native.WEIGHTS]) for i in range(0, len(weights), native.WEIGHTS)]
 
 
 @torch.library.custom_op('mmcasvit::stage', mutates_args=())
 def _stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> Tensor:
     """Return the output of a stage, as :func:`_overwrite_stage` computes it: an operator for compilers."""
     x = x.clone(memory_format=torch.channels_last)
-    _overwrite_stage(x, weights, approximate)
+    _overwrite_stage(x, _native_blocks(weights, x.dtype), approximate)
     return x
 
 
-def _overwrite_stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> None:
+def _overwrite_stage(x: Tensor, blocks: Sequence[Any], approximate: str) -> None:
     """Compute a stage in place in C++.
 
     Args:
         x: ``(N, C, H, W)`` in channels_last format, in fp32 or bf16.
-        weights: Those of all blocks in turn, as :meth:`DeployedBlock.weights` returns them.
+        blocks: As :func:`_native_blocks` returns them.
         approximate: That of GELU.
     """
     pixels, shape = _pixels(x), (x.shape[0], *x.shape[2:], x.shape[1])
-    blocks = [weights[i : i + native.WEIGHTS] for i in range(0, len(weights), native.WEIGHTS)]
     if x.dtype == torch.float32:
         buffers = torch.empty_like(pixels), pixels.new_empty(len(pixels), 2 * x.shape[1]), torch.empty_like(pixels)
         for block in blocks:
             native.block(pixels, buffers, block, shape, approximate == 'tanh')
     else:
         for block in blocks:
-            _native_block(pixels, block, shape, approximate)
+            block.overwrite(pixels, shape, approximate)
 
 
 @_stage.register_fake
@@ -176,7 +232,7 @@ def _(x, weights, approximate):
 @torch.library.custom_op('mmcasvit::halve', mutates_args=())
 def _halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool) -> Tensor:
     """Return the output of convolutions with stride 2, as :func:`native.halve` computes it."""
-    return native.halve(x, weights, biases, relu)
+    return native.halve(x, native.Halvings(weights, biases, relu))
 
 
 @_halve.register_fake
@@ -344,13 +400,17 @@ class DeployedStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_native(x):
-            weights, approximate = [weight for block in self for weight in block.weights()], self[0].act.approximate
+            approximate = self[0].act.approximate
             if torch.compiler.is_compiling():
-                return _stage(x, weights, approximate)
+                return _stage(x, self.weights(), approximate)
             x = x.contiguous(memory_format=torch.channels_last)
-            _overwrite_stage(x, weights, approximate)
+            _overwrite_stage(x, _made_once(self, lambda: _native_blocks(self.weights(), x.dtype)), approximate)
             return x
         return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+    def weights(self) -> list[Tensor | None]:
+        """Return the weights of all blocks in turn."""
+        return [weight for block in self for weight in block.weights()]
 
 
 class DeployedDownsample(nn.Sequential):
@@ -373,9 +433,15 @@ class DeployedDownsample(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_native(x):
-            convs, compute = list(self)[::2], _halve if torch.compiler.is_compiling() else native.halve
-            return compute(x, [_by_input(conv) for conv in convs], [conv.bias for conv in convs], len(self) > 1)
+            if torch.compiler.is_compiling():
+                return _halve(x, *self.weights())
+            return native.halve(x, _made_once(self, lambda: native.Halvings(*self.weights())))
         return super().forward(x)
+
+    def weights(self) -> tuple[list[Tensor], list[Tensor], bool]:
+        """Return the weights and biases for C++, and whether there are ReLUs."""
+        convs = list(self)[::2]
+        return [_by_input(conv) for conv in convs], [conv.bias for conv in convs], len(self) > 1
 
 
 class Affine(nn.Module):

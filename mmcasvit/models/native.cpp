@@ -82,6 +82,13 @@ inline void store(BFloat16* to, Floats x) {  // rounds to nearest, ties to even
   std::memcpy(to, &upper, sizeof upper);
 }
 
+// GCC would read some numbers from memory again for each product, which takes half as long again. With AVX512 it does not.
+inline void keep_in_register([[maybe_unused]] Floats& x) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+  asm("" : "+x"(x));
+#endif
+}
+
 inline Floats all(float x) { return x - Floats{}; }
 
 // The sum of the lanes, in pairs.
@@ -202,7 +209,10 @@ inline void product_tile(const float* const* starts, int64_t offset, int64_t ste
     for (int64_t k = 0; k < inner; ++k, packed += VECTORS * LANES) {
       Floats b[VECTORS];
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) b[v] = load(packed + v * LANES);
+      for (int v = 0; v < VECTORS; ++v) {
+        b[v] = load(packed + v * LANES);
+        keep_in_register(b[v]);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS_AT_ONCE; ++r)
 #pragma GCC unroll 4
@@ -213,67 +223,94 @@ inline void product_tile(const float* const* starts, int64_t offset, int64_t ste
     for (int v = 0; v < VECTORS; ++v) finish(row + r, column + v * LANES, sums[r][v]);
 }
 
-template <bool ADDS, int VECTORS, int SEGMENTS, typename Finish>
-void product_panel(const Rows<SEGMENTS>& a, const float* weight, const float* bias, int64_t outputs, int64_t column,
-                   int64_t seen, Numbers& packed, Finish finish) {
-  const int64_t inner = SEGMENTS * a.inner;
-  packed.resize(inner * VECTORS * LANES);
-  for (int64_t k = 0; k < inner; ++k)
-    for (int v = 0; v < VECTORS; ++v)
-      store(packed.data() + (k * VECTORS + v) * LANES, load(weight + k * outputs + column + v * LANES));
-  Floats start[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) start[v] = bias ? load(bias + column + v * LANES) : Floats{};
-  for (int64_t lane = 0; ADDS && lane < seen; ++lane) {
-    start[0][lane] = 0;
-    for (int64_t k = 0; k < inner; ++k) packed[k * VECTORS * LANES + lane] = 0;
-  }
-  for (int64_t line = 0; line < a.lines; ++line) {
-    const float* const* starts = a.starts + line * SEGMENTS;
-    const float* weights = packed.data();
-    int64_t pixel = 0;
-    const auto tile = [&](auto rows) {
-      constexpr int ROWS_AT_ONCE = decltype(rows)::value;
-      for (; pixel + ROWS_AT_ONCE <= a.pixels; pixel += ROWS_AT_ONCE)
-        product_tile<ROWS_AT_ONCE, VECTORS, SEGMENTS>(starts, pixel * a.step, a.step, a.inner, weights, start,
-                                                      line * a.pixels + pixel, column, finish);
-    };
-    tile(std::integral_constant<int, TILE_ROWS>());
-    tile(std::integral_constant<int, 3>());
-    tile(std::integral_constant<int, 1>());
-  }
-}
+// Columns of a product that are computed together: `vectors` times LANES of them, from `column` on. The first `seen` of
+// them are in the panel before, too.
+struct Panel {
+  int64_t column, vectors, seen;
+};
 
-// Calls finish(row, column, sum) with LANES sums at a time of the product of `a` and `weight`, (inner, outputs), plus
-// the bias if there is one. With ADDS, columns that are computed twice come as 0 the second time.
-template <bool ADDS, int SEGMENTS, typename Finish>
-void product(const Rows<SEGMENTS>& a, const float* weight, const float* bias, int64_t outputs,
-             Numbers& packed, Finish finish) {
+// Calls use(panel) for panels of about equal width, the last of which begins early enough to end with the last column.
+template <typename Use>
+inline void for_panels(int64_t outputs, Use use) {
   const int64_t vectors = groups_of(outputs);
-  // Panels of about equal width, the last of which begins early enough to end with the last column.
   const int64_t panels = vectors * LANES > outputs && vectors <= TILE_VECTORS ? vectors
                                                                               : (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
   for (int64_t panel = 0, column = 0; panel < panels; ++panel) {
     const int64_t width = vectors * (panel + 1) / panels - vectors * panel / panels;
-    const int64_t first = std::min(column, outputs - width * LANES), seen = column - first;
-    if (width == 3)
-      product_panel<ADDS, TILE_VECTORS>(a, weight, bias, outputs, first, seen, packed, finish);
-    else if (width == 2)
-      product_panel<ADDS, 2>(a, weight, bias, outputs, first, seen, packed, finish);
-    else
-      product_panel<ADDS, 1>(a, weight, bias, outputs, first, seen, packed, finish);
+    const int64_t first = std::min(column, outputs - width * LANES);
+    use(Panel{first, width, column - first});
     column += width * LANES;
   }
 }
 
+// Writes the panels of `weight`, (inner, outputs), one after the other, each (inner, vectors * LANES), in the order in
+// which product() reads them.
+void pack(const float* weight, int64_t inner, int64_t outputs, float* packed) {
+  constexpr int64_t ROWS = 8;  // of a panel, which are written in one piece
+#pragma omp parallel for schedule(static)
+  for (int64_t first = 0; first < inner; first += ROWS) {
+    float* panels = packed;
+    for_panels(outputs, [&](const Panel& panel) {
+      const int64_t width = panel.vectors * LANES;
+      for (int64_t k = first; k < std::min(first + ROWS, inner); ++k)
+        std::copy_n(weight + k * outputs + panel.column, width, panels + k * width);
+      panels += inner * width;
+    });
+  }
+}
+
+template <bool ADDS, int VECTORS, int SEGMENTS, typename Finish>
+void product_panel(const Rows<SEGMENTS>& a, const float* packed, const float* bias, const Panel& panel, Finish finish) {
+  Floats start[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) start[v] = bias ? load(bias + panel.column + v * LANES) : Floats{};
+  Ints seen = {};
+  for (int64_t lane = 0; lane < panel.seen; ++lane) seen[lane] = -1;
+  const auto finish_new = [&](int64_t row, int64_t column, Floats sum) {
+    finish(row, column, ADDS && column == panel.column ? (seen ? Floats{} : sum) : sum);
+  };
+  for (int64_t line = 0; line < a.lines; ++line) {
+    const float* const* starts = a.starts + line * SEGMENTS;
+    int64_t pixel = 0;
+    const auto tiles = [&](auto rows, int64_t end) {
+      constexpr int ROWS_AT_ONCE = decltype(rows)::value;
+      for (; pixel + ROWS_AT_ONCE <= end; pixel += ROWS_AT_ONCE)
+        product_tile<ROWS_AT_ONCE, VECTORS, SEGMENTS>(starts, pixel * a.step, a.step, a.inner, packed, start,
+                                                      line * a.pixels + pixel, panel.column, finish_new);
+    };
+    // Tiles of one row are slow, since each sum waits for the one before. Where one or two would remain, a large tile
+    // is split, too.
+    const int64_t rest = a.pixels % TILE_ROWS, split = rest == 1 || rest == 2 ? TILE_ROWS : 0;
+    tiles(std::integral_constant<int, TILE_ROWS>(), a.pixels - split);
+    tiles(std::integral_constant<int, 4>(), a.pixels);
+    tiles(std::integral_constant<int, 3>(), a.pixels);
+    tiles(std::integral_constant<int, 1>(), a.pixels);
+  }
+}
+
+// Calls finish(row, column, sum) with LANES sums at a time of the product of `a` and a weight, (inner, outputs), which
+// is packed, plus the bias if there is one. With ADDS, columns that are computed twice come as 0 the second time.
+template <bool ADDS, int SEGMENTS, typename Finish>
+void product(const Rows<SEGMENTS>& a, const float* packed, const float* bias, int64_t outputs, Finish finish) {
+  for_panels(outputs, [&](const Panel& panel) {
+    if (panel.vectors == 3)
+      product_panel<ADDS, TILE_VECTORS>(a, packed, bias, panel, finish);
+    else if (panel.vectors == 2)
+      product_panel<ADDS, 2>(a, packed, bias, panel, finish);
+    else
+      product_panel<ADDS, 1>(a, packed, bias, panel, finish);
+    packed += SEGMENTS * a.inner * panel.vectors * LANES;
+  });
+}
+
 // The same for `a` as a matrix, (rows, inner).
 template <bool ADDS, typename Finish>
-void product(const float* a, int64_t rows, int64_t inner, const float* weight, const float* bias, int64_t outputs,
-             Numbers& packed, Finish finish) {
-  product<ADDS>(Rows<1>{&a, 1, rows, inner, inner}, weight, bias, outputs, packed, finish);
+void product(const float* a, int64_t rows, int64_t inner, const float* packed, const float* bias, int64_t outputs,
+             Finish finish) {
+  product<ADDS>(Rows<1>{&a, 1, rows, inner, inner}, packed, bias, outputs, finish);
 }
 
 // A 3x3 convolution with stride 2, and ReLU if there is one. Its weights are (9 * C_in, C_out), where the channels of a
-// pixel stand together.
+// pixel stand together, and packed.
 struct Halving {
   const float *weight, *bias;
   int64_t inputs, outputs, relu;
@@ -305,7 +342,7 @@ class HalvedRows {
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < 3; ++i) starts_.push_back(padded_.data() + (2 * row + i) * row_);
     const Rows<3> pixels{starts_.data(), rows, (width_ + 1) / 2, 2 * conv_.inputs, 3 * conv_.inputs};
-    product<false>(pixels, conv_.weight, conv_.bias, conv_.outputs, packed_,
+    product<false>(pixels, conv_.weight, conv_.bias, conv_.outputs,
                    [&](int64_t row, int64_t column, Floats sum) {
                      finish(row, column, conv_.relu ? maximum(Floats{}, sum) : sum);
                    });
@@ -316,7 +353,7 @@ class HalvedRows {
   const Halving& conv_;
   Fill fill_;
   int64_t row_, filled_ = 0;
-  Numbers padded_, packed_;
+  Numbers padded_;
   std::vector<const float*> starts_;
 };
 
@@ -543,7 +580,7 @@ void mix(T* x, const T* value, const Gates<T>& gates, int64_t rows_at_once, Fini
   }
 }
 
-// Weights of a block: those of 1x1 convolutions (C_in, C_out), those of depthwise ones (9, C).
+// Weights of a block: those of 1x1 convolutions (C_in, C_out), packed, those of depthwise ones (9, C).
 struct Block {
   const float *local_weight, *local_bias;
   const float *depthwise_weight, *depthwise_bias;
@@ -566,30 +603,29 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
 
   const Bands bands(images, height);
   Gates<float> gates(query_key, weights.mixer, bands, width, channels);
-  const auto compute_local = [=](int64_t y, int64_t rows, Numbers& packed) {  // y counts the rows of all images
+  const auto compute_local = [=](int64_t y, int64_t rows) {  // y counts the rows of all images
     float* to = local + y * width * channels;
     product<false>(x + y * width * channels, rows * width, channels, weights.local_weight, weights.local_bias,
-                   channels, packed,
+                   channels,
                    [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
   };
 
-  // Before x changes, the rows that the neighboring bands need; all rows where there are few, since the weights are
-  // packed for these rows alone. The others follow in turn, while x is in the caches.
+  // Before x changes, the rows that the neighboring bands need; all rows where there are few, which fill whole tiles
+  // together. The others follow in turn, while x is in the caches.
   const bool in_turn = height >= 32 * bands.each;
 #pragma omp parallel for schedule(static)
   for (int64_t band = 0; band < bands.count(); ++band) {
     const int64_t first = bands.image(band) * height + bands.begin(band), rows = bands.end(band) - bands.begin(band);
-    Numbers packed;
     if (!in_turn) {
       for (int64_t y = 0; y < rows; y += rows_at_once)
-        compute_local(first + y, std::min(rows_at_once, rows - y), packed);
+        compute_local(first + y, std::min(rows_at_once, rows - y));
       continue;
     }
     const int64_t row_size = width * channels;
     const float* borders[2] = {x + first * row_size, x + (first + rows - 1) * row_size};
     float* to = local + first * row_size;
     product<false>(Rows<1>{borders, 2, width, channels, channels}, weights.local_weight, weights.local_bias, channels,
-                   packed, [=](int64_t row, int64_t column, Floats sum) {
+                   [=](int64_t row, int64_t column, Floats sum) {
                      store(to + (row < width ? row : row + (rows - 2) * width) * channels + column, sum);
                    });
   }
@@ -598,27 +634,27 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   for (int64_t band = 0; band < bands.count(); ++band) {
     const int64_t image = bands.image(band), begin = bands.begin(band), end = bands.end(band);
     const Map<const float> map{local + image * pixels * channels, height, width, channels};
-    Numbers packed, activated(rows_at_once * width * channels);
+    Numbers activated(rows_at_once * width * channels);
     for (int64_t y = begin, next_local = in_turn ? begin + 1 : end, next_gate = begin + 1; y < end; y += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, end - y), first = (image * height + y) * width;
       const int64_t missing = std::min(y + rows + 1, end - 1) - next_local;
-      if (missing > 0) compute_local(image * height + next_local, missing, packed), next_local += missing;
+      if (missing > 0) compute_local(image * height + next_local, missing), next_local += missing;
       for (int64_t i = 0; i < rows; ++i)
         depthwise_gelu_row<TANH>(map, y + i, activated.data() + i * width * channels, weights.depthwise_weight,
                                  weights.depthwise_bias);
       float* from = x + first * channels;
-      product<true>(activated.data(), rows * width, channels, weights.local_proj, nullptr, channels, packed,
+      product<true>(activated.data(), rows * width, channels, weights.local_proj, nullptr, channels,
                     [=](int64_t row, int64_t column, Floats sum) {
                       float* to = from + row * channels + column;
                       store(to, load(to) + sum);
                     });
       float* to = query_key + first * 2 * channels;
       product<false>(from, rows * width, channels, weights.query_key_weight, weights.query_key_bias, 2 * channels,
-                     packed, [=](int64_t row, int64_t column, Floats sum) {
+                     [=](int64_t row, int64_t column, Floats sum) {
                        store(to + row * 2 * channels + column, sum);
                      });
       to = value + first * channels;
-      product<false>(from, rows * width, channels, weights.value_weight, weights.value_bias, channels, packed,
+      product<false>(from, rows * width, channels, weights.value_weight, weights.value_bias, channels,
                      [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
       for (; next_gate + 1 < y + rows; ++next_gate) gates.compute_row(band, next_gate);
     }
@@ -631,15 +667,15 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   gates.compute_factors();
 
   mix(x, value, gates, rows_at_once,
-      [=, packed = Numbers(), expanded = Numbers()](int64_t image, int64_t y, int64_t rows) mutable {
+      [=, expanded = Numbers()](int64_t image, int64_t y, int64_t rows) mutable {
         float* from = x + (image * height + y) * width * channels;
         expanded.resize(rows * width * hidden);
         float* between = expanded.data();
-        product<false>(from, rows * width, channels, weights.fc1_weight, weights.fc1_bias, hidden, packed,
+        product<false>(from, rows * width, channels, weights.fc1_weight, weights.fc1_bias, hidden,
                        [=](int64_t row, int64_t column, Floats sum) {
                          store(between + row * hidden + column, gelu<TANH>(sum));
                        });
-        product<true>(between, rows * width, hidden, weights.fc2_weight, weights.fc2_bias, channels, packed,
+        product<true>(between, rows * width, hidden, weights.fc2_weight, weights.fc2_bias, channels,
                       [=](int64_t row, int64_t column, Floats sum) {
                         float* to = from + row * channels + column;
                         store(to, load(to) + sum);
@@ -691,6 +727,12 @@ void halve(const float* x, const int64_t* strides, float* out, const Halving* co
 }  // namespace
 
 extern "C" {
+
+int64_t packed_size(int64_t inner, int64_t outputs) { return inner * groups_of(outputs) * LANES; }
+
+void pack_float32(const float* weight, int64_t inner, int64_t outputs, float* packed) {
+  pack(weight, inner, outputs, packed);
+}
 
 void halve_float32(const float* x, const int64_t* strides, float* out, const Halving* convs, int64_t count,
                    int64_t images, int64_t height, int64_t width) {

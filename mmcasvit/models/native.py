@@ -24,6 +24,7 @@ FLAGS = ['-O3', '-march=native', '-ffp-contract=fast', '-fopenmp', '-shared', '-
 # Channels that are computed together, at most. A narrower map needs another form.
 LANES = 16
 WEIGHTS = 20  # of a block
+PRODUCTS = (0, 4, 5, 7, 16, 18)  # those of its 1x1 convolutions
 DTYPES = (torch.float32, torch.bfloat16)
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
@@ -75,6 +76,8 @@ def library() -> ctypes.CDLL:
         subprocess.CalledProcessError: The compiler fails.
     """
     library = ctypes.CDLL(str(_compiled()))
+    library.packed_size.argtypes, library.packed_size.restype = [_INTEGER] * 2, _INTEGER
+    library.pack_float32.argtypes = [_POINTER, _INTEGER, _INTEGER, _POINTER]
     library.halve_float32.argtypes = [_POINTER] * 4 + [_INTEGER] * 4
     library.block_float32.argtypes = [_POINTER] * 5 + [_INTEGER] * 5
     library.depthwise_gelu_bfloat16.argtypes = [_POINTER] * 4 + [_INTEGER] * 5
@@ -101,6 +104,32 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
+def pack(weight: Tensor) -> Tensor:
+    """Return a weight ``(C_in, C_out)`` in fp32 in the order in which products read it."""
+    packed = weight.new_empty(library().packed_size(*weight.shape))
+    library().pack_float32(weight.data_ptr(), *weight.shape, packed.data_ptr())
+    return packed
+
+
+class Halvings:
+    """One or two 3x3 convolutions with stride 2, in fp32.
+
+    Args:
+        weights: ``(9 * C_in, C_out)`` of each convolution, where the channels of a pixel stand together.
+        biases: ``(C_out)`` of each convolution.
+        relu: Whether ReLU follows each convolution.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool):
+        self.weights, self.biases = list(map(pack, weights)), biases
+        self.layers = (_Halving * len(biases))(
+            *(
+                _Halving(*_pointers(packed, bias), len(weight) // 9, len(bias), relu)
+                for weight, packed, bias in zip(weights, self.weights, biases)
+            )
+        )
+
+
 def empty_halved(x: Tensor, biases: Sequence[Tensor]) -> Tensor:
     """Return a map for the output of :func:`halve`, whose values are of no use."""
     height, width = x.shape[2:]
@@ -109,44 +138,45 @@ def empty_halved(x: Tensor, biases: Sequence[Tensor]) -> Tensor:
     return x.new_empty((len(x), height, width, len(biases[-1]))).permute(0, 3, 1, 2)
 
 
-def halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool) -> Tensor:
-    """Return the output of one or two 3x3 convolutions with stride 2, in fp32 and channels_last format.
+def halve(x: Tensor, convs: Halvings) -> Tensor:
+    """Return the output of convolutions, in channels_last format.
 
     Args:
-        x: ``(N, C_in, H, W)``, in any memory format.
-        weights: ``(9 * C_in, C_out)`` of each convolution, where the channels of a pixel stand together.
-        biases: ``(C_out)`` of each convolution.
-        relu: Whether ReLU follows each convolution.
+        x: ``(N, C_in, H, W)`` in fp32, in any memory format.
+        convs: The convolutions.
     """
-    convs = [
-        _Halving(*_pointers(weight, bias), len(weight) // 9, len(bias), relu) for weight, bias in zip(weights, biases)
-    ]
-    result = empty_halved(x, biases)
+    result, strides = empty_halved(x, convs.biases), (_INTEGER * 4)(*x.stride())
     library().halve_float32(
-        x.data_ptr(),
-        (_INTEGER * 4)(*x.stride()),
-        result.data_ptr(),
-        (_Halving * len(convs))(*convs),
-        len(convs),
-        len(x),
-        *x.shape[2:],
+        x.data_ptr(), strides, result.data_ptr(), convs.layers, len(convs.layers), len(x), *x.shape[2:]
     )
     return result
 
 
-def block(
-    x: Tensor, buffers: Sequence[Tensor], weights: Sequence[Tensor | None], shape: Sequence[int], tanh: bool
-) -> None:
+class Block:
+    """Weights of a block in fp32.
+
+    Args:
+        weights: Those of the struct ``Block`` of ``native.cpp``, not packed yet.
+    """
+
+    def __init__(self, weights: Sequence[Tensor | None]):
+        self.weights = [
+            pack(weight) if weight is not None and i in PRODUCTS else weight for i, weight in enumerate(weights)
+        ]
+        self.struct = _Block(*_pointers(*self.weights))
+
+
+def block(x: Tensor, buffers: Sequence[Tensor], weights: Block, shape: Sequence[int], tanh: bool) -> None:
     """Compute a block in place, in fp32.
 
     Args:
         x: Pixels ``(N * H * W, C)``.
         buffers: Pixels ``(N * H * W, C)``, ``(N * H * W, 2C)`` and ``(N * H * W, C)``, whose values are of no use.
-        weights: Those of the struct ``Block`` of ``native.cpp``.
+        weights: The weights.
         shape: N, H, W and C.
         tanh: Whether GELU is its tanh approximation.
     """
-    library().block_float32(*_pointers(x, *buffers), ctypes.byref(_Block(*_pointers(*weights))), *shape, tanh)
+    library().block_float32(*_pointers(x, *buffers), ctypes.byref(weights.struct), *shape, tanh)
 
 
 def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor, shape: Sequence[int], tanh: bool) -> Tensor:

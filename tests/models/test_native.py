@@ -148,6 +148,82 @@ def test_downsampling_that_it_cannot_compute_is_left_to_pytorch(halved):
     assert not halved
 
 
+def _scale(layers):
+    for weight in layers.parameters():
+        weight *= 1.5
+
+
+def _replace(layers):
+    for part in list(layers.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, torch.nn.Conv2d):
+                _scale(child)
+                setattr(part, name, copy.deepcopy(child))
+
+
+def _assign(layers):
+    for weight in layers.parameters():
+        weight.data = weight.data * 1.5
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [
+        _scale,
+        _replace,
+        _assign,
+        lambda layers: layers.load_state_dict({name: 1.5 * value for name, value in layers.state_dict().items()}),
+        lambda layers: layers.to(torch.float8_e5m2),
+    ],
+    ids=['scaled', 'replaced', 'assigned', 'loaded', 'rounded'],
+)
+def test_weights_that_change_are_read_again(change, dtype):
+    model = deploy(backbone()).to(dtype)
+    for layers, channels in ((model.stages[1], 20), (model.downsamples[1], 36)):
+        x = image(7, (1, channels, 6, 10)).to(dtype)
+        before = layers(x.clone())
+        change(layers)
+        layers.to(dtype)
+        found, wanted = layers(x.clone()), copy.deepcopy(layers)(x.clone())
+        assert torch.equal(found, wanted)
+        assert not torch.equal(found, before)
+
+
+@needs_compiler
+def test_weights_are_packed_once(monkeypatch):
+    packed = counted(monkeypatch, 'pack')
+    model, x = deploy(backbone()), image(8, (1, 3, 64, 64)).float()
+    model(x)
+    assert len(packed) == 6 * sum(WIDE['depths']) + 5  # of each block, of the stem and before three stages
+    model(x)
+    assert len(packed) == 6 * sum(WIDE['depths']) + 5
+
+
+@needs_compiler
+def test_weights_of_which_pytorch_counts_no_changes_are_packed_each_time():
+    with torch.inference_mode():
+        model, x = deploy(backbone()), image(8, (1, 3, 64, 64)).float()
+        model(x)
+        for weight in model.parameters():
+            weight *= 1.1
+        wanted = copy.deepcopy(model)(x)
+        for a, b in zip(model(x), wanted):
+            assert torch.equal(a, b)
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', native.DTYPES, ids=str)
+def test_weights_of_another_type_are_an_error(dtype):
+    (other,) = set(native.DTYPES) - {dtype}
+    model, x = deploy(backbone()).to(dtype), image(8, (1, 3, 64, 64)).to(other)
+    with pytest.raises(RuntimeError, match='should be the same'):
+        model(x)
+    with pytest.raises(RuntimeError, match='same'):
+        model.stages[0](image(8, (1, 36, 8, 8)).to(other))
+
+
 @needs_compiler
 def test_whoever_watches_the_layers_sees_them(used):
     model, x, seen = deploy(backbone()), image(1, (1, 3, 64, 96)).float(), []
@@ -238,8 +314,7 @@ def test_what_it_cannot_compute_is_left_to_the_compiler(change):
 def test_the_operator_follows_the_rules_of_the_compiler(dtype):
     stage = deploy(backbone()).to(dtype).stages[1]
     x = image(5, (2, 20, 7, 9)).to(dtype)
-    weights = [weight for block in stage for weight in block.weights()]
-    torch.library.opcheck(torch.ops.mmcasvit.stage.default, (x, weights, 'none'))
+    torch.library.opcheck(torch.ops.mmcasvit.stage.default, (x, stage.weights(), 'none'))
 
 
 @needs_compiler
