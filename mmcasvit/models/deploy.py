@@ -154,9 +154,6 @@ def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Mo
             read(memo[id(lateral)].conv, factors[memo[id(backbone)]][stage])
     deployed.requires_grad_(False)
     to_channels_last(deployed)
-    for backbone in memo.values():
-        if isinstance(backbone, DeployedCASViT):
-            backbone.arrange()
     return deployed
 
 

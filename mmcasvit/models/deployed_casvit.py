@@ -5,15 +5,15 @@ The file reads: operations on a CPU, the layers of the deploy form, the backbone
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import native
 from .casvit import AdditiveTokenMixer, CASViT, CASViTBlock, ChannelGate, SpatialGate
@@ -114,46 +114,44 @@ def _has_native_layers() -> bool:
 
 
 def _parts(layers: nn.Module) -> list[nn.Module]:
-    """Return all modules in layers, sooner than ``modules()`` does, which takes as long as computing a small map."""
+    """Return all modules in layers. ``modules()`` takes as long as computing a small map."""
     parts = list(layers._modules.values())
     for part in parts:
         parts.extend(part._modules.values())
     return parts
 
 
-def _weights(parts: Iterable[nn.Module]) -> list[Tensor]:
-    return [weight for part in parts for weight in part._parameters.values() if weight is not None]
+def _weights(layers: nn.Module) -> list[Tensor]:
+    """Return all weights in layers. ``parameters()`` takes several times as long."""
+    return [weight for part in _parts(layers) for weight in part._parameters.values() if weight is not None]
 
 
 def _may_be_native(x: Tensor, layers: nn.Module) -> bool:
     """Return whether C++ may compute layers: on a CPU, if the weights fit, and nobody needs what lies between."""
-    parts = _parts(layers)
     return (
         _may_be_overwritten(x)
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-        and all(weight.dtype == x.dtype and weight.device == x.device for weight in _weights(parts))
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in _parts(layers))
+        and all(weight.dtype == x.dtype and weight.device == x.device for weight in _weights(layers))
         and (torch.compiler.is_compiling() or (type(x) is Tensor and _get_current_dispatch_mode() is None))
         and _has_native_layers()
     )
 
 
-# What was made of the weights of layers for C++: where these were and how often they had been changed, the weights, so
-# that no others can lie at the same place, and the result. It is not part of the layers, so copies do not contain it.
-_made_of: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], list[Tensor], Any]] = WeakKeyDictionary()
+# What was made of weights for C++, by the first of them: where all of them were, how often they had been changed, the
+# weights, so that no others can lie at the same place, and the result.
+_made_of = WeakIdKeyDictionary()
 
 
-def _made_once(layers: nn.Module, make: Callable[[], _T]) -> _T:
-    """Return what a function makes of the weights of layers, which is kept until they change.
+def _made_once(weights: Sequence[Tensor], make: Callable[[], _T]) -> _T:
+    """Return what a function makes of weights, which is kept until they change.
 
     A change by ``.data`` in place is not noticed, since PyTorch does not count it.
     """
-    weights = _weights(_parts(layers))
     if any(weight.is_inference() for weight in weights):  # PyTorch counts no change of these
         return make()
-    state = [(weight.data_ptr(), weight._version) for weight in weights]
-    known = _made_of.get(layers)
+    state, known = [(weight.data_ptr(), weight._version) for weight in weights], _made_of.get(weights[0])
     if known is None or known[0] != state:
-        known = _made_of[layers] = state, [weight.detach() for weight in weights], make()
+        known = _made_of[weights[0]] = state, [weight.detach() for weight in weights], make()
     return known[2]
 
 
@@ -161,7 +159,7 @@ class _BFloat16Block:
     """Weights of a block in bf16, in which the depthwise convolutions and gates are in C++.
 
     Args:
-        weights: As :meth:`DeployedBlock.weights` returns them.
+        weights: Those of the struct ``Block`` of ``native.cpp``.
     """
 
     def __init__(self, weights: Sequence[Any]):
@@ -173,13 +171,8 @@ class _BFloat16Block:
 
     def overwrite(self, x: Tensor, shape: Sequence[int], approximate: str) -> None:
         """Compute the block in place. Shape: ``x`` ``(N * H * W, C)``, ``shape`` N, H, W and C."""
-        hidden = native.depthwise_gelu(
-            F.linear(x, self.local.t(), self.local_bias),
-            self.depthwise,
-            self.depthwise_bias,
-            shape,
-            approximate == 'tanh',
-        )
+        hidden = F.linear(x, self.local.t(), self.local_bias)
+        hidden = native.depthwise_gelu(hidden, self.depthwise, self.depthwise_bias, shape, approximate == 'tanh')
         _multiply_into(x, hidden, self.local_proj.t(), None)
         query_key = F.linear(x, self.query_key.t(), self.query_key_bias)
         value = F.linear(x, self.value.t(), self.value_bias)
@@ -187,22 +180,34 @@ class _BFloat16Block:
         _add_mlp(x, self.fc1.t(), self.fc1_bias, self.fc2.t(), self.fc2_bias, approximate)
 
 
+def _by_input(weight: Tensor) -> Tensor:
+    """Return the weight ``(C_out, C_in / groups, ...)`` of a convolution as ``(... * C_in / groups, C_out)``."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+
+
 def _native_blocks(weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
     """Return the blocks of a stage for C++.
 
     Args:
-        weights: Those of all blocks in turn, as :meth:`DeployedBlock.weights` returns them.
-        dtype: fp32 or bf16.
+        weights: As :meth:`DeployedStage.weights` returns them.
+        dtype: Their type, fp32 or bf16.
     """
+    arranged: list[Tensor | None] = []
+    for i, weight in enumerate(weights):
+        if weight is not None and weight.dim() > 1:
+            by_output = i % native.WEIGHTS in native.BY_OUTPUT
+            weight = weight.flatten(1).contiguous() if by_output else _by_input(weight)
+        arranged.append(weight)
     kind = native.Block if dtype == torch.float32 else _BFloat16Block
-    return [kind(weights[i : i + native.WEIGHTS]) for i in range(0, len(weights), native.WEIGHTS)]
+    return [kind(arranged[i : i + native.WEIGHTS]) for i in range(0, len(arranged), native.WEIGHTS)]
 
 
 @torch.library.custom_op('mmcasvit::stage', mutates_args=())
 def _stage(x: Tensor, weights: Sequence[Tensor | None], approximate: str) -> Tensor:
     """Return the output of a stage, as :func:`_overwrite_stage` computes it: an operator for compilers."""
     x = x.clone(memory_format=torch.channels_last)
-    _overwrite_stage(x, _native_blocks(weights, x.dtype), approximate)
+    present = [weight for weight in weights if weight is not None]
+    _overwrite_stage(x, _made_once(present, lambda: _native_blocks(weights, x.dtype)), approximate)
     return x
 
 
@@ -230,19 +235,25 @@ def _(x, weights, approximate):
 
 
 @torch.library.custom_op('mmcasvit::halve', mutates_args=())
-def _halve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: bool) -> Tensor:
-    """Return the output of convolutions with stride 2, as :func:`native.halve` computes it."""
-    return native.halve(x, native.Halvings(weights, biases, relu))
+def _halve(x: Tensor, weights: Sequence[Tensor], relu: bool) -> Tensor:
+    """Return the output of convolutions with stride 2, as :func:`native.halve` computes it: an operator for compilers.
+
+    Args:
+        x: ``(N, C_in, H, W)`` in fp32, in any memory format.
+        weights: As :meth:`DeployedDownsample.weights` returns them.
+        relu: Whether ReLU follows each convolution.
+    """
+    return native.halve(x, _made_once(weights, lambda: _halvings(weights, relu)))
+
+
+def _halvings(weights: Sequence[Tensor], relu: bool) -> native.Halvings:
+    count = len(weights) // 2
+    return native.Halvings([_by_input(weight) for weight in weights[:count]], weights[count:], relu)
 
 
 @_halve.register_fake
-def _(x, weights, biases, relu):
-    return native.empty_halved(x, biases)
-
-
-def _by_input(conv: nn.Conv2d) -> Tensor:
-    """Return the weight ``(C_out, C_in / groups, ...)`` of a convolution as ``(... * C_in / groups, C_out)``."""
-    return conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+def _(x, weights, relu):
+    return native.empty_halved(x, weights[len(weights) // 2 :])
 
 
 class Pointwise(nn.Conv2d):
@@ -356,20 +367,16 @@ class DeployedBlock(nn.Module):
         return x
 
     def weights(self) -> list[Tensor | None]:
-        """Return the weights in the order of the struct ``Block`` of ``native.cpp``.
-
-        Those of 1x1 convolutions are ``(C_in, C_out)``, those of depthwise ones ``(9, C)``.
-        """
+        """Return the weights of the convolutions, in the order of the struct ``Block`` of ``native.cpp``."""
         local, depthwise, _ = self.local
         gates, channel_gate = self.spatial_gates, self.channel_gate[0]
         return [
-            *(parameter for conv in (local, depthwise) for parameter in (_by_input(conv), conv.bias)),
-            _by_input(self.local_proj),
-            *(parameter for conv in (self.query_key, self.value) for parameter in (_by_input(conv), conv.bias)),
-            *(_by_input(gates.depthwise), gates.depthwise.bias),
-            *(conv.weight.flatten(1).contiguous() for conv in (gates.proj, channel_gate)),
-            *(_by_input(self.dwc), self.dwc.bias, _by_input(self.proj)),
-            *(parameter for conv in (self.fc1, self.fc2) for parameter in (_by_input(conv), conv.bias)),
+            *(parameter for conv in (local, depthwise) for parameter in (conv.weight, conv.bias)),
+            self.local_proj.weight,
+            *(parameter for conv in (self.query_key, self.value) for parameter in (conv.weight, conv.bias)),
+            *(gates.depthwise.weight, gates.depthwise.bias, gates.proj.weight, channel_gate.weight),
+            *(self.dwc.weight, self.dwc.bias, self.proj.weight),
+            *(parameter for conv in (self.fc1, self.fc2) for parameter in (conv.weight, conv.bias)),
         ]
 
 
@@ -404,7 +411,8 @@ class DeployedStage(nn.Sequential):
             if torch.compiler.is_compiling():
                 return _stage(x, self.weights(), approximate)
             x = x.contiguous(memory_format=torch.channels_last)
-            _overwrite_stage(x, _made_once(self, lambda: _native_blocks(self.weights(), x.dtype)), approximate)
+            blocks = _made_once(_weights(self), lambda: _native_blocks(self.weights(), x.dtype))
+            _overwrite_stage(x, blocks, approximate)
             return x
         return super().forward(x.contiguous(memory_format=torch.channels_last))
 
@@ -433,15 +441,16 @@ class DeployedDownsample(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_native(x):
+            relu = len(self) > 1
             if torch.compiler.is_compiling():
-                return _halve(x, *self.weights())
-            return native.halve(x, _made_once(self, lambda: native.Halvings(*self.weights())))
+                return _halve(x, self.weights(), relu)
+            return native.halve(x, _made_once(_weights(self), lambda: _halvings(self.weights(), relu)))
         return super().forward(x)
 
-    def weights(self) -> tuple[list[Tensor], list[Tensor], bool]:
-        """Return the weights and biases for C++, and whether there are ReLUs."""
+    def weights(self) -> list[Tensor]:
+        """Return the weights of all convolutions in turn, then their biases."""
         convs = list(self)[::2]
-        return [_by_input(conv) for conv in convs], [conv.bias for conv in convs], len(self) > 1
+        return [*(conv.weight for conv in convs), *(conv.bias for conv in convs)]
 
 
 class Affine(nn.Module):
@@ -546,13 +555,6 @@ class DeployedCASViT(nn.Module):
                 norm = nn.Identity()
             self.output_norms.append(Affine(*affine_of(norm)) if is_affine(norm) else norm)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-    def arrange(self) -> None:
-        """Store the weights of dense convolutions in the order that C++ reads. PyTorch reads any order."""
-        for part in self.modules():
-            if isinstance(part, Pointwise) or (isinstance(part, nn.Conv2d) and part.stride == (2, 2)):
-                kernel, inputs = part.kernel_size, part.in_channels
-                part.weight.data = _by_input(part).unflatten(0, (*kernel, inputs)).permute(3, 2, 0, 1)
 
     def train(self, mode: bool = True) -> 'DeployedCASViT':
         """Refuse training mode, because norms that are folded away cannot be learned.

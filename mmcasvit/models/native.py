@@ -25,6 +25,7 @@ FLAGS = ['-O3', '-march=native', '-ffp-contract=fast', '-fopenmp', '-shared', '-
 LANES = 16
 WEIGHTS = 20  # of a block
 PRODUCTS = (0, 4, 5, 7, 16, 18)  # those of its 1x1 convolutions
+BY_OUTPUT = (11, 12)  # those that are (C_out, C_in), while all others are (C_in, C_out)
 DTYPES = (torch.float32, torch.bfloat16)
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 

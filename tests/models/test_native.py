@@ -1,6 +1,7 @@
 """The blocks of the deploy form in C++: the same outputs as those of the model, and a way out without them."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmcasvit import CASViT, deploy
-from mmcasvit.models import native
+from mmcasvit.models import deployed_casvit, native
 
 # Multiples of the number of lanes, and numbers in between.
 WIDE = dict(depths=(1, 2, 1, 1), channels=(36, 20, 33, 64))
@@ -192,13 +193,35 @@ def test_weights_that_change_are_read_again(change, dtype):
 
 
 @needs_compiler
-def test_weights_are_packed_once(monkeypatch):
+@pytest.mark.parametrize('backend', [None, 'eager', 'inductor'])
+def test_weights_are_packed_once(backend, monkeypatch):
+    if backend and not COMPILED_STAGES:
+        pytest.skip('this PyTorch takes compiling for an export')
     packed = counted(monkeypatch, 'pack')
     model, x = deploy(backbone()), image(8, (1, 3, 64, 64)).float()
-    model(x)
+    run = torch.compile(model, backend=backend) if backend else model
+    run(x)
     assert len(packed) == 6 * sum(WIDE['depths']) + 5  # of each block, of the stem and before three stages
-    model(x)
+    run(x)
     assert len(packed) == 6 * sum(WIDE['depths']) + 5
+    model.stages[0][0].fc1.weight.zero_()
+    for found, wanted in zip(run(x), copy.deepcopy(model)(x)):
+        assert_close(found, wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('dtype', native.DTYPES, ids=str)
+def test_what_was_made_of_the_weights_goes_with_the_model(dtype, mode):
+    gc.collect()
+    before = len(deployed_casvit._made_of)
+    model = deploy(backbone()).to(dtype)
+    with mode():
+        model(image(8, (1, 3, 64, 64)).to(dtype))
+    assert len(deployed_casvit._made_of) == before + (8 if dtype == torch.float32 else 4)
+    del model
+    gc.collect()
+    assert len(deployed_casvit._made_of) == before
 
 
 @needs_compiler
@@ -321,9 +344,9 @@ def test_the_operator_follows_the_rules_of_the_compiler(dtype):
 @pytest.mark.parametrize('outputs', [(20,), (18, 36)], ids=str)
 def test_the_operator_for_downsampling_does_so_too(outputs):
     x, inputs = image(6, (2, 3, 7, 10)).float(), (3, *outputs)
-    weights = [torch.rand(9 * count, following) for count, following in zip(inputs, outputs)]
+    weights = [torch.rand(following, count, 3, 3) for count, following in zip(inputs, outputs)]
     biases = [torch.rand(count) for count in outputs]
-    torch.library.opcheck(torch.ops.mmcasvit.halve.default, (x, weights, biases, True))
+    torch.library.opcheck(torch.ops.mmcasvit.halve.default, (x, [*weights, *biases], True))
 
 
 def test_without_a_compiler_it_says_so_and_the_outputs_are_the_same(again, monkeypatch, tmp_path):
