@@ -95,11 +95,11 @@ def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Mo
     contiguous maps (see :class:`mmcasvit.ChannelsLastHook`).
 
     On a CPU, in fp32 and bf16, the stages run in C++ that is compiled the first time, in seconds, if there is a
-    compiler, also under ``torch.compile``. In fp32, that takes a second copy of the weights, in the order in which C++
-    reads them, which is made in the first pass, and again after they have changed. Only changes in place by ``.data``
-    are not noticed, since PyTorch does not count them. Without a compiler, the stages compute matrix products and
-    overwrite maps that are not needed any more. Under ``torch.jit.trace``, ``torch.export``, and autocast they consist
-    of plain convolutions. ``torch.jit.script`` gets a trace. Deploy in full precision and convert afterwards:
+    compiler, also under ``torch.compile``. That takes a second copy of the weights, in the order in which C++ reads
+    them, which is made in the first pass, and again after they have changed. Only changes in place by ``.data`` are not
+    noticed, since PyTorch does not count them. Without a compiler, the stages compute matrix products and overwrite
+    maps that are not needed any more. Under ``torch.jit.trace``, ``torch.export``, and autocast they consist of plain
+    convolutions. ``torch.jit.script`` gets a trace. Deploy in full precision and convert afterwards:
     ``deploy(model).bfloat16()``.
 
     Args:

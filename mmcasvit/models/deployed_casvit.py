@@ -114,7 +114,9 @@ def _has_native_layers() -> bool:
 
 
 def _parts(layers: nn.Module) -> list[nn.Module]:
-    """Return all modules in layers. ``modules()`` takes as long as computing a small map."""
+    """Return all modules in layers. In eager mode, ``modules()`` takes as long as computing a small map."""
+    if torch.compiler.is_compiling():
+        return [part for part in layers.modules() if part is not layers]
     parts = list(layers._modules.values())
     for part in parts:
         parts.extend(part._modules.values())
@@ -122,7 +124,9 @@ def _parts(layers: nn.Module) -> list[nn.Module]:
 
 
 def _weights(layers: nn.Module) -> list[Tensor]:
-    """Return all weights in layers. ``parameters()`` takes several times as long."""
+    """Return all weights in layers. In eager mode, ``parameters()`` takes several times as long."""
+    if torch.compiler.is_compiling():
+        return list(layers.parameters())
     return [weight for part in _parts(layers) for weight in part._parameters.values() if weight is not None]
 
 
