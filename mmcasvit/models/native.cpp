@@ -82,7 +82,8 @@ inline void store(BFloat16* to, Floats x) {  // rounds to nearest, ties to even
   std::memcpy(to, &upper, sizeof upper);
 }
 
-// GCC would read some numbers from memory again for each product, which takes half as long again. With AVX512 it does not.
+// GCC would read some numbers from memory again for each product, which takes half as long again. With AVX512, it does
+// not.
 inline void keep_in_register([[maybe_unused]] Floats& x) {
 #if defined(__AVX__) && !defined(__AVX512F__)
   asm("" : "+x"(x));
@@ -606,8 +607,7 @@ void block(float* x, float* local, float* query_key, float* value, const Block& 
   const auto compute_local = [=](int64_t y, int64_t rows) {  // y counts the rows of all images
     float* to = local + y * width * channels;
     product<false>(x + y * width * channels, rows * width, channels, weights.local_weight, weights.local_bias,
-                   channels,
-                   [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
+                   channels, [=](int64_t row, int64_t column, Floats sum) { store(to + row * channels + column, sum); });
   };
 
   // Before x changes, the rows that the neighboring bands need; all rows where there are few, which fill whole tiles
