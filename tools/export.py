@@ -106,8 +106,7 @@ def parse_args():
     parser.add_argument(
         '--form',
         choices=['deploy', 'plain'],
-        help='export the deploy form or the model as built (default: plain for openvino and executorch, which fold '
-        'norms themselves, otherwise deploy)',
+        help='export the deploy form or the model as built (default: deploy for models with a CAS-ViT)',
     )
     parser.add_argument(
         '--images',
@@ -201,7 +200,7 @@ def main():
     check_out(args)
     cfg.model.get('backbone', {}).pop('init_cfg', None)
     model = get_model(cfg, args.checkpoint)
-    fold = not known.folds_norms if args.form is None else args.form == 'deploy'
+    fold = None if args.form is None else args.form == 'deploy'
     if fold:
         check_deployable(model)
     args.size = args.size or size_in_tests(cfg.test_dataloader.dataset.pipeline, paths[0] if paths else None)

@@ -25,6 +25,7 @@ from mmcasvit.datasets.config import (
 )
 from mmcasvit.datasets.sources import check_listed, check_sources
 from mmcasvit.models.casvit import CASViT
+from mmcasvit.models.deploy import is_deployable
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import open_image
 from mmcasvit.utils.text import shorten
@@ -267,7 +268,7 @@ def check_deployable(model: nn.Module) -> None:
     Raises:
         UsageError: If it has none.
     """
-    if not any(isinstance(part, CASViT) for part in model.modules()):
+    if not is_deployable(model):
         raise UsageError('the model of the config has no CASViT that could be deployed.')
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmcasvit.export.blocks import separate_blocks
 from mmcasvit.export.formats import FORMATS as FILES
 from mmcasvit.export.formats import written_whole
 from mmcasvit.export.graphs import RawGraph, replace_adaptive_pooling
@@ -150,6 +151,7 @@ def _exported(name: str, format_name: str, precisions: tuple[str, ...]) -> Calla
         if setting.precision not in precisions:
             raise NotApplicable(f'{name} has no {setting.precision} convolutions here')
         known, example, int8 = FILES[format_name], setting.example, setting.precision == 'int8'
+        separate_blocks(subject.module)
         graph = subject.module
         if isinstance(subject, WholeModel):
             if hasattr(subject.module, 'roi_head'):

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmcasvit.apis.config import load_config
 from mmcasvit.archs import ARCHS
 from mmcasvit.models.casvit import CASViT
+from mmcasvit.models.deploy import is_deployable
 from mmcasvit.plugin.source import config_file
 from mmcasvit.utils.errors import UsageError
 
@@ -115,7 +116,7 @@ class WholeModel:
         cfg.model.get('backbone', {}).pop('init_cfg', None)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             self.module = revert_sync_batchnorm(MODELS.build(cfg.model))
-        self.deployable = any(isinstance(module, CASViT) for module in self.module.modules())
+        self.deployable = is_deployable(self.module)
         self.classes = min(_numbers(cfg.model, 'num_classes'), default=1)
         self.has_masks = bool(getattr(self.module, 'with_mask', False))
 

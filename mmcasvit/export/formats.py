@@ -49,7 +49,6 @@ class Format:
         dynamic: What can be dynamic: ``'batch'``, ``'size'``.
         pixels: Whether its input can be raw pixels, which the graph normalizes.
         runs_here: Function that says whether this machine can run it.
-        folds_norms: Whether its runtime folds norms itself, and does that better than the deploy form.
         quantize: Function that turns a file in float32 into one in int8, called with both paths and inputs of the
             graph to calibrate on.
         quantizer: Package that ``quantize`` needs.
@@ -68,7 +67,6 @@ class Format:
     dynamic: tuple[str, ...] = ('batch', 'size')
     pixels: bool = True
     runs_here: Callable[[], bool] = lambda: True
-    folds_norms: bool = False
     quantize: Callable[[Path, Path, Sequence[Tensor]], None] | None = None
     quantizer: str | None = None
     quantizer_extra: str = ''
@@ -93,7 +91,6 @@ FORMATS: dict[str, Format] = dict(
         openvino.load,
         packages=('onnx', 'onnxscript', 'openvino'),
         precisions=('fp32', 'fp16', 'bf16', 'int8'),
-        folds_norms=True,
         quantize=openvino.quantize,
         quantizer='nncf',
         quantizer_extra='quantization',
@@ -110,7 +107,6 @@ FORMATS: dict[str, Format] = dict(
         precisions=('fp32',),
         kinds=('backbone', 'segmentor'),
         dynamic=(),
-        folds_norms=True,
     ),
     coreml=Format(
         '.mlpackage',
@@ -272,7 +268,7 @@ def export(
         model: Model of mmdet or mmseg, or a bare backbone.
         signature: What to export, and in which format.
         path: File to write, with the suffix of the format.
-        fold: Export the deploy form. By default, do so unless the runtime of the format folds norms itself.
+        fold: Export the deploy form. By default, do so if the model contains a CAS-ViT.
         images: Normalized images ``(N, 3, H, W)``. The deploy form in fp16 is rescaled if they make it overflow.
 
     Raises:
@@ -284,7 +280,7 @@ def export(
     check_target(signature.format, path)
     if signature.precision == 'int8':
         raise UsageError('int8 needs images to calibrate on: use mmcasvit.export.quantization.export_quantized')
-    graph = build_graph(model, signature, not known.folds_norms if fold is None else fold, images)
+    graph = build_graph(model, signature, fold, images)
     try:
         with written_whole(path) as unfinished:
             known.write(graph, graph.example(), graph.signature, unfinished)

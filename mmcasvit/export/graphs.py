@@ -15,9 +15,10 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmcasvit.models.deploy import deploy, deploy_for_fp16
+from mmcasvit.models.deploy import deploy, deploy_for_fp16, is_deployable
 from mmcasvit.utils.errors import UsageError
 
+from .blocks import separate_blocks
 from .operators import nms_keep, roi_align_level
 from .signature import DTYPES, Signature
 
@@ -458,14 +459,14 @@ class ExportGraph(nn.Module):
 
 
 def build_graph(
-    model: nn.Module, signature: Signature, fold: bool = True, images: Sequence[Tensor] = ()
+    model: nn.Module, signature: Signature, fold: bool | None = None, images: Sequence[Tensor] = ()
 ) -> ExportGraph:
     """Build the graph of a model.
 
     Args:
         model: Model of mmdet or mmseg, or a bare backbone. It is not modified.
         signature: What to export. The graph's own signature has the ``outputs`` filled in.
-        fold: Use the deploy form.
+        fold: Use the deploy form. By default, do so if the model contains a CAS-ViT.
         images: Normalized images ``(N, 3, H, W)``. The deploy form in fp16 is rescaled if they make it overflow.
 
     Raises:
@@ -475,13 +476,14 @@ def build_graph(
     # deploy() would fold the norms of a backbone's outputs into the neck of a whole model.
     if signature.what == 'backbone':
         model = getattr(model, 'backbone', model)
-    if not fold:
+    if not (is_deployable(model) if fold is None else fold):
         copied = copy.deepcopy(model).eval()
     else:
         try:
             copied = deploy_for_fp16(model, images) if signature.precision == 'fp16' else deploy(model)
         except ValueError as error:
             raise UsageError(f'{error} Export in fp32 or bf16.') from error
+    separate_blocks(copied)
     replace_adaptive_pooling(copied)
     if signature.what == 'backbone':
         graph = BackboneGraph(copied)

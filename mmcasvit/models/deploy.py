@@ -86,6 +86,11 @@ def _rescale(deployed: nn.Module, peaks: Mapping[str, Tensor]) -> dict[nn.Module
     return factors
 
 
+def is_deployable(model: nn.Module) -> bool:
+    """Return whether a model contains a CAS-ViT, which has a deploy form."""
+    return any(isinstance(part, CASViT) for part in model.modules())
+
+
 def deploy(model: nn.Module, peaks: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return the deploy form of a model: a faster copy for inference, with the same outputs up to rounding.
 

@@ -103,8 +103,9 @@ def without_bias(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def output_channels(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
-    """Return the convolution to a range of the output channels."""
-    return conv_like(conv, conv.weight[start:stop], None if conv.bias is None else conv.bias[start:stop])
+    """Return the convolution to a range of the output channels, which must be that of whole groups."""
+    groups = max(conv.groups * (stop - start) // conv.out_channels, 1)
+    return conv_like(conv, conv.weight[start:stop], None if conv.bias is None else conv.bias[start:stop], groups)
 
 
 def fold_sequence(layers: nn.Sequential) -> nn.Sequential:

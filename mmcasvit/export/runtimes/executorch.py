@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from mmcasvit.utils.errors import UsageError
@@ -19,7 +20,8 @@ def write(graph: nn.Module, example: Tensor, signature: Signature, path: Path) -
 
     with quiet():
         program = to_edge_transform_and_lower(
-            to_program(graph, example, signature),
+            # From weights in channels_last format, it writes programs that fail, or that compute something else.
+            to_program(graph.to(memory_format=torch.contiguous_format), example, signature),
             partitioner=[XnnpackPartitioner()],
             constant_methods={KEY: signature.to_json()},
         )
