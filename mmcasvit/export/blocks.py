@@ -1,7 +1,7 @@
 """Blocks of the deploy form as runtimes compute them fastest: with query and key apart.
 
-In PyTorch, the deploy form computes query and key side by side, which takes fewer operators. Runtimes have to split the
-results into maps of their own, and they copy them for that. OpenVINO does so in code that is not optimized at all.
+In PyTorch, the deploy form computes query and key side by side, which takes fewer operators. Runtimes split the result
+into two maps and copy both for that, OpenVINO in its reference code, which is slow.
 """
 
 from torch import Tensor, nn

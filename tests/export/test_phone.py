@@ -106,7 +106,7 @@ def test_what_ncnn_has_no_layer_for_is_refused(tmp_path):
             return (x.cumprod(3),)
 
     with pytest.raises(UsageError, match=r'ncnn has no layer for parts of this model, which pnnx calls .*cumprod'):
-        export_model(Model().eval(), Signature('ncnn', 'backbone', (64, 96)), tmp_path / 'model.ncnn.param', fold=False)
+        export_model(Model().eval(), Signature('ncnn', 'backbone', (64, 96)), tmp_path / 'model.ncnn.param')
     assert not list(tmp_path.iterdir())
 
 
