@@ -24,31 +24,42 @@ from .signature import Signature
 
 @TRANSFORMS.register_module()
 class ResizeInto(BaseTransform):
-    """Transform that resizes an image to the largest size that fits, with its aspect ratio kept.
+    """Transform that resizes an image to the largest size that fits, or to exactly that size.
 
-    mmcv's ``Resize`` reads its scale as a long and a short side, so a portrait image would not fit into a landscape
-    size.
+    With the aspect ratio kept, mmcv's ``Resize`` reads its scale as a long and a short side, so a portrait image would
+    not fit into a landscape size.
 
     Args:
         size: Size ``(height, width)`` to fit into.
+        keep_ratio: Keep the aspect ratio.
     """
 
-    def __init__(self, size: tuple[int, int]):
-        self.size = size
+    def __init__(self, size: tuple[int, int], keep_ratio: bool = True):
+        self.size, self.keep_ratio = size, keep_ratio
 
     def transform(self, results: dict) -> dict:
+        if not self.keep_ratio:
+            return Resize(scale=self.size[::-1]).transform(results)
         factor = min(side / given for side, given in zip(self.size, results['img'].shape))
         return Resize(scale=float(factor), keep_ratio=True).transform(results)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(size={self.size})'
+        return f'{type(self).__name__}(size={self.size}, keep_ratio={self.keep_ratio})'
+
+
+def _stretches(step: dict) -> bool:
+    """Return whether a step of a pipeline resizes images without keeping their aspect ratio."""
+    return step['type'].split('.')[-1] == 'Resize' and bool(step.get('scale')) and not step.get('keep_ratio', False)
 
 
 def fitted_pipeline(pipeline: Sequence[dict], signature: Signature) -> list[dict]:
-    """Return a test pipeline whose images fit a graph: to a fixed size they are resized by :class:`ResizeInto`."""
+    """Return a test pipeline whose images fit a graph.
+
+    To a fixed size they are resized by :class:`ResizeInto`, which keeps the aspect ratio unless the pipeline does not.
+    """
     if signature.free_size:
         return list(pipeline)
-    resize = dict(type='mmcasvit.ResizeInto', size=signature.size)
+    resize = dict(type='mmcasvit.ResizeInto', size=signature.size, keep_ratio=not any(map(_stretches, pipeline)))
     fitted = [resize if step['type'].endswith('Resize') else step for step in pipeline]
     return fitted if resize in fitted else [*fitted[:1], resize, *fitted[1:]]
 

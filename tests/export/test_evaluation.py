@@ -68,12 +68,27 @@ def test_a_file_of_another_kind_is_not_substituted():
         substitute(tiny('retinanet'), other)
 
 
-def test_a_pipeline_is_fitted_to_a_fixed_size():
-    pipeline = get_config('retinanet_casvit-xs_fpn_1x_coco').test_dataloader.dataset.pipeline
+@pytest.mark.parametrize(
+    'name, keep_ratio',
+    [
+        ('retinanet_casvit-xs_fpn_1x_coco', True),
+        ('semantic-fpn_casvit-xs_8xb4-40k_ade20k-512x512', True),
+        ('ssdlite_casvit-xs_8xb24-600e_coco-320', False),
+    ],
+)
+def test_a_pipeline_is_fitted_to_a_fixed_size(name, keep_ratio):
+    pipeline = get_config(name).test_dataloader.dataset.pipeline
     fixed = fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480)))
-    assert [step for step in fixed if 'Resize' in step['type']] == [dict(type='mmcasvit.ResizeInto', size=(320, 480))]
+    wanted = dict(type='mmcasvit.ResizeInto', size=(320, 480), keep_ratio=keep_ratio)
+    assert [step for step in fixed if step['type'].endswith('ResizeInto')] == [wanted]
+    assert not any(step['type'].endswith('Resize') for step in fixed)
+
+
+def test_a_pipeline_without_a_size_keeps_the_aspect_ratio():
+    pipeline = get_config('retinanet_casvit-xs_fpn_1x_coco').test_dataloader.dataset.pipeline
     without = [step for step in pipeline if 'Resize' not in step['type']]
-    assert fitted_pipeline(without, Signature('onnx', 'detector', (320, 480)))[1]['type'] == 'mmcasvit.ResizeInto'
+    resize = dict(type='mmcasvit.ResizeInto', size=(320, 480), keep_ratio=True)
+    assert fitted_pipeline(without, Signature('onnx', 'detector', (320, 480)))[1] == resize
     assert fitted_pipeline(pipeline, Signature('onnx', 'detector', (320, 480), dynamic_size=True)) == list(pipeline)
 
 
@@ -130,3 +145,9 @@ def test_an_image_is_resized_to_fit_in_landscape_or_portrait(given, fitted, fact
     found = ResizeInto((64, 96))(dict(img=np.zeros((*given, 3), np.uint8)))
     assert found['img'].shape[:2] == found['img_shape'] == fitted
     assert found['scale_factor'] == pytest.approx((factor, factor), rel=0.03)
+
+
+def test_an_image_is_resized_to_an_exact_size():
+    found = ResizeInto((64, 96), keep_ratio=False)(dict(img=np.zeros((128, 48, 3), np.uint8)))
+    assert found['img'].shape[:2] == found['img_shape'] == (64, 96)
+    assert found['scale_factor'] == (2, 0.5)
