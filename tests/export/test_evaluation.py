@@ -20,18 +20,20 @@ from mmcasvit.utils.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    'twin, options',
+    'twin, options, stretch',
     [
-        ('mask_rcnn', {}),
-        ('mask_rcnn', dict(pixels='bgr')),
-        ('rtmdet_ins', {}),
-        ('semantic_fpn', {}),
-        ('semantic_fpn', dict(argmax=True)),
-        ('retinanet', dict(what='backbone')),
+        ('mask_rcnn', {}, 1.0),
+        ('mask_rcnn', {}, 2.0),
+        ('mask_rcnn', dict(pixels='bgr'), 1.0),
+        ('rtmdet_ins', {}, 1.0),
+        ('rtmdet_ins', {}, 2.0),
+        ('semantic_fpn', {}, 1.0),
+        ('semantic_fpn', dict(argmax=True), 2.0),
+        ('retinanet', dict(what='backbone'), 1.0),
     ],
 )
-def test_an_exported_model_takes_the_place_of_its_model(twin, options, tmp_path):
-    """Images are resized and padded to the fixed size, as in an evaluation."""
+def test_an_exported_model_takes_the_place_of_its_model(twin, options, stretch, tmp_path):
+    """Images are resized to the fixed size, some without keeping their aspect ratio, as in an evaluation."""
     model = tiny(twin)
     what = 'segmentor' if 'fpn' in twin else 'detector'
     path = export(model, tmp_path / 'model.pt', **{'what': what, 'size': (64, 96), **options})
@@ -43,7 +45,8 @@ def test_an_exported_model_takes_the_place_of_its_model(twin, options, tmp_path)
         from mmseg.structures import SegDataSample as Sample
 
     def predictions(model):
-        meta = dict(img_shape=(64, 96), ori_shape=(128, 192), scale_factor=(0.5, 0.5))
+        original = (128, round(192 / stretch))
+        meta = dict(img_shape=(64, 96), ori_shape=original, scale_factor=(0.5 * stretch, 0.5))
         return model.test_step({**data, 'data_samples': [Sample(metainfo=meta) for _ in data['inputs']]})
 
     for found, wanted in zip(predictions(substituted), predictions(model)):

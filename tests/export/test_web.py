@@ -90,6 +90,7 @@ def test_masks_that_the_page_cannot_draw_are_refused():
             dict(rule='within', scale=[1333, 800]),
             None,
         ),
+        ([dict(type='Resize', scale=(48, 32))], False, dict(rule='stretch', size=[64, 96]), None),
         ([dict(type='Resize', scale=(96, 64))], True, dict(rule='stretch', size=[64, 96]), None),
         ([dict(type='Resize', scale=80)], True, dict(rule='stretch', size=[80, 80]), None),
         ([dict(type='Resize', scale_factor=(2.0, 0.5))], True, dict(rule='factor', factor=[2.0, 0.5]), None),

@@ -59,7 +59,7 @@ def describe_input(cfg: Config, preprocessor: nn.Module, signature: Signature) -
             if options.pop(key, value) != value:
                 raise _refused(step)
         if name == 'ResizeInto' and found['resize'] is None:
-            found['resize'] = dict(rule='fit', size=list(options['size']))
+            found['resize'] = dict(rule='fit' if options['keep_ratio'] else 'stretch', size=list(options['size']))
         elif name == 'Resize' and found['resize'] is None and found['pad'] is None:
             found['resize'] = _resize(options)
         elif name == 'Pad' and found['pad'] is None:
