@@ -12,8 +12,7 @@ from mmcasvit.apis.config import load_config
 from mmcasvit.apis.model import get_model
 from mmcasvit.apis.preflight import check_writable
 from mmcasvit.cli import at_least_one, exits_cleanly
-from mmcasvit.models.casvit import CASViT
-from mmcasvit.models.deploy import deploy
+from mmcasvit.models.deploy import deploy, is_deployable
 from mmcasvit.utils.errors import UsageError
 from mmcasvit.utils.images import check_images, find_images
 from mmcasvit.utils.tables import count_of, write_json
@@ -62,7 +61,7 @@ def parse_args():
 
 
 def show_ranges(model, images, out):
-    if any(isinstance(part, CASViT) for part in model.modules()):
+    if is_deployable(model):
         model = deploy(model)
     rows = measure_ranges(model, images)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -341,7 +341,7 @@ class DeployedBlock(nn.Module):
         """Apply the token mixer without its last bias: ``(N, C, H, W)`` to ``(N, C, H, W)``."""
         query_key = self.query_key(x)
         query_gate, key_gate = self.spatial_gates(query_key)
-        query, key = query_key.chunk(2, 1)  # mobile processors support at most four dimensions
+        query, key = query_key.chunk(2, 1)
         if _is_eager_on_cpu(x):
             query, key = query.mul_(query_gate), key.mul_(key_gate)
         else:  # in place, each part of the map would be written twice

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from mmcasvit.apis.config import get_config
 from mmcasvit.apis.model import get_model
-from mmcasvit.models.casvit import CASViT
-from mmcasvit.models.deploy import deploy
+from mmcasvit.models.deploy import deploy, is_deployable
 from mmcasvit.serve.images import read_image
 from mmcasvit.utils.errors import Refused, UsageError
 from mmcasvit.utils.timing import Timer, interleave, spread
@@ -282,7 +281,7 @@ def measure(model: nn.Module, image: np.ndarray, rounds: int) -> list[dict]:
     """
     forms = dict(eager=model)
     with _in_use(model, image) as file, torch.no_grad():
-        if any(isinstance(part, CASViT) for part in model.modules()):
+        if is_deployable(model):
             forms['deploy'] = deploy(model)
         data = batch_of(model, file)
         timers = {
